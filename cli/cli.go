@@ -1,0 +1,377 @@
+// Package cli is footplate on the command line: every operation of the
+// catalog as a command, with tables and JSON, help and completion.
+//
+// The command tree, its help and its completion are generated from the catalog.
+// The words after a command's name are parsed by package op, the same parser
+// that reads chat and runbooks, so that the surfaces cannot differ; cobra finds
+// the command and completes, and parses no operation's flags. Parsing and
+// validation need no server.
+//
+// The package knows nothing of servers, agents and chats: main passes in what
+// else the program can do, as commands of its own.
+//
+// # Exit codes
+//
+// They are fleet.CodeTable's, and frozen. What was interrupted by a signal ends
+// with 130.
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"footplate/controlplane/catalog"
+	"footplate/fleet"
+)
+
+// Version is the version of the program; set when it is linked.
+var Version = "dev"
+
+// exitInterrupted is the exit code after a signal, as shells have it for SIGINT.
+const exitInterrupted = 130
+
+// Main runs the program and returns its exit code. Each of extra becomes a
+// command beside the operations, or with Offline a form of one.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, extra ...*cobra.Command) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // the second signal ends at once
+
+	p := &program{
+		Session: Session{
+			registry: catalog.All(),
+			via:      "cli/" + Version,
+			offline:  make(map[string]func(context.Context, Surface, []string) error),
+		},
+		in: stdin, out: stdout, err: stderr,
+	}
+	err := p.main(ctx, args, extra)
+	var f failed
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &f):
+		return f.exit
+	case ctx.Err() != nil && fleet.CodeOf(err) != fleet.CodeUnknown:
+		fmt.Fprintln(stderr, "interrupted")
+		return exitInterrupted
+	}
+	return p.fail(err)
+}
+
+// program is one run of the program.
+type program struct {
+	Session
+	in       io.Reader
+	out, err io.Writer
+	root     *cobra.Command
+}
+
+func (p *program) main(ctx context.Context, args []string, extra []*cobra.Command) error {
+	args, err := p.settings.leading(args)
+	if err != nil {
+		return err
+	}
+	p.root = p.tree(extra)
+	p.root.SetArgs(args)
+	p.root.SetIn(p.in)
+	p.root.SetOut(p.out)
+	p.root.SetErr(p.err)
+	return p.root.ExecuteContext(context.WithValue(ctx, sessionKey{}, p))
+}
+
+// fail tells a person of an error, and returns its exit code.
+func (p *program) fail(err error) int {
+	WriteError(p.err, err, p.colors(p.err))
+	return fleet.CodeOf(err).Meaning().Exit
+}
+
+// WriteError writes an error as every surface of ours words it.
+func WriteError(w io.Writer, err error, color bool) {
+	e := fleet.AsError(err)
+	var b strings.Builder
+	if e.Plan != nil {
+		b.WriteString("this would be done:\n")
+		for _, l := range e.Plan.Lines {
+			b.WriteString("  " + clean(l) + "\n")
+		}
+	}
+	head := "error:"
+	if color {
+		head = "\x1b[31merror:\x1b[0m"
+	}
+	b.WriteString(head + " " + cleanLines(e.Msg) + "\n")
+	if e.Hint != "" {
+		b.WriteString("hint: " + cleanLines(e.Hint) + "\n")
+	}
+	// There is nobody left to tell when this fails.
+	_, _ = io.WriteString(w, b.String())
+}
+
+// sessionKey is where a command's context holds the program.
+type sessionKey struct{}
+
+// SessionOf returns a session for a command that main has added, with the
+// address and the token that the program was given, and the version of the
+// surface: "chat" makes "chat/1.2.0".
+func SessionOf(cmd *cobra.Command, surface string) (*Session, *Connection, error) {
+	p, ok := cmd.Context().Value(sessionKey{}).(*program)
+	if !ok {
+		return nil, nil, fleet.Internalf("command %s does not run under cli.Main", cmd.Name())
+	}
+	s := p.Session
+	s.via = surface + "/" + Version
+	addrs, token, err := s.settings.endpoint()
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := connect(addrs, token, s.via, s.settings.timeout.Std())
+	if err != nil {
+		return nil, nil, err
+	}
+	s.dialed = conn
+	return &s, conn, nil
+}
+
+// Colors reports whether w takes colours: a terminal, unless --color or
+// NO_COLOR say otherwise.
+func Colors(cmd *cobra.Command, w io.Writer) bool {
+	p, ok := cmd.Context().Value(sessionKey{}).(*program)
+	return ok && p.colors(w)
+}
+
+func (p *program) colors(w io.Writer) bool {
+	switch p.settings.color {
+	case "never":
+		return false
+	case "always":
+		return true
+	}
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(w)
+}
+
+// isTerminal reports whether f is a terminal. Devices of other kinds are taken
+// for one too, but for the null device, which answers nothing.
+func isTerminal(f any) bool {
+	file, ok := f.(*os.File)
+	if !ok {
+		return false
+	}
+	return terminal(file)
+}
+
+// Offline makes a form of an operation that asks no server: run is called in
+// the operation's place when it is given arguments by position.
+func Offline(operation string, run func(ctx context.Context, s Surface, args []string) error) *cobra.Command {
+	return &cobra.Command{
+		Use:         operation,
+		Annotations: map[string]string{offlineAnnotation: operation},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return run(cmd.Context(), Surface{In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Err: cmd.ErrOrStderr()}, args)
+		},
+	}
+}
+
+const offlineAnnotation = "footplate/offline"
+
+// tree makes the tree of commands.
+func (p *program) tree(extra []*cobra.Command) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "footplate",
+		Short:         "drive a fleet of CI hosts",
+		Args:          cobra.ArbitraryArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return p.writeRootHelp(p.out)
+			}
+			return p.unknown(args)
+		},
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fleet.Invalidf("%s", err).WithHint("%s --help", cmd.CommandPath())
+	})
+	for _, f := range programFlags() {
+		root.PersistentFlags().Var(programValue{&p.settings, f}, f.name, f.help)
+		_ = root.RegisterFlagCompletionFunc(f.name, p.completeProgramFlag(f.name))
+	}
+	operationHelp := func(cmd *cobra.Command, args []string) {
+		if err := p.help(p.out, strings.Fields(cmd.CommandPath())[1:]); err != nil {
+			WriteError(p.err, err, false)
+		}
+	}
+	defaultHelp := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		if cmd == root {
+			_ = p.writeRootHelp(p.out)
+			return
+		}
+		defaultHelp(cmd, args)
+	})
+
+	nodes := map[string]*cobra.Command{"": root}
+	for _, o := range p.registry.Ops() {
+		if o.Hidden() {
+			continue
+		}
+		parent, path := root, ""
+		words := strings.Fields(o.Name)
+		for _, w := range words[:len(words)-1] {
+			path = strings.TrimSpace(path + " " + w)
+			node := nodes[path]
+			if node == nil {
+				at := path
+				node = &cobra.Command{
+					Use: w, Short: p.nounSummary(at), Args: cobra.ArbitraryArgs,
+					RunE: func(cmd *cobra.Command, args []string) error {
+						return p.unknown(append(strings.Fields(at), args...))
+					},
+				}
+				node.SetHelpFunc(operationHelp)
+				nodes[path] = node
+				parent.AddCommand(node)
+			}
+			parent = node
+		}
+		leaf := &cobra.Command{
+			Use: words[len(words)-1], Short: o.Summary, DisableFlagParsing: true,
+			RunE: func(cmd *cobra.Command, args []string) error {
+				_, err := p.run(cmd.Context(), p.surface(), o, args)
+				return err
+			},
+			ValidArgsFunction: p.completer(o),
+		}
+		leaf.SetHelpFunc(operationHelp)
+		parent.AddCommand(leaf)
+	}
+	root.AddCommand(p.versionCommand(), p.referenceCommand())
+	root.SetHelpCommand(p.helpCommand())
+	for _, c := range extra {
+		if name, ok := c.Annotations[offlineAnnotation]; ok {
+			p.offline[name] = func(ctx context.Context, s Surface, args []string) error {
+				c.SetContext(ctx)
+				c.SetIn(s.In)
+				c.SetOut(s.Out)
+				c.SetErr(s.Err)
+				return c.RunE(c, args)
+			}
+			continue
+		}
+		usageErrors(c)
+		root.AddCommand(c)
+	}
+	root.InitDefaultHelpFlag()
+	return root
+}
+
+// usageErrors makes what cobra says of a command's arguments bad usage.
+func usageErrors(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				if _, ok := err.(*fleet.Error); ok {
+					return err
+				}
+				return fleet.Invalidf("%s", err).WithHint("%s --help", cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		usageErrors(sub)
+	}
+}
+
+// unknown says what is wrong with words that are no operation. Nothing is ever
+// run on a guess.
+func (p *program) unknown(words []string) error {
+	if flag := words[len(words)-1]; len(words) > 1 && strings.HasPrefix(flag, "-") {
+		words = words[:len(words)-1]
+	}
+	_, _, err := p.registry.Find(words)
+	e := fleet.AsError(err)
+	if e == nil {
+		return fleet.Invalidf("there is no command %q", strings.Join(words, " ")).WithHint("footplate help lists them")
+	}
+	if len(words) > 0 && !slices.ContainsFunc(p.root.Commands(), func(c *cobra.Command) bool { return c.Name() == words[0] }) {
+		var names []string
+		for _, c := range p.root.Commands() {
+			if !c.Hidden {
+				names = append(names, c.Name())
+			}
+		}
+		if near := fleet.Nearest(words[0], names); near != "" {
+			return e.WithHint("did you mean %q?", near)
+		}
+	}
+	return e
+}
+
+// surface is the shell that the program was started from.
+func (p *program) surface() Surface {
+	s := Surface{In: p.in, Out: p.out, Err: p.err, Color: p.colors(p.out)}
+	if isTerminal(p.in) {
+		s.Ask = func(lines []string) (bool, error) {
+			for _, l := range lines {
+				fmt.Fprintln(p.err, "  "+l)
+			}
+			fmt.Fprint(p.err, "go on? [y/N] ")
+			answer, err := bufio.NewReader(p.in).ReadString('\n')
+			if err != nil && err != io.EOF {
+				return false, fmt.Errorf("read the answer: %w", err)
+			}
+			answer = strings.ToLower(strings.TrimSpace(answer))
+			return answer == "y" || answer == "yes", nil
+		}
+	}
+	return s
+}
+
+func (p *program) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, err := fmt.Fprintf(p.out, "footplate %s (%s, %s/%s)\n", Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+func (p *program) referenceCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "reference", Short: "print the reference of the operations, in Markdown", Args: cobra.NoArgs, Hidden: true,
+		RunE: func(cmd *cobra.Command, args []string) error { return WriteReference(p.out, p.registry) },
+	}
+}
+
+// programValue lets cobra parse a flag of the program, for commands whose flags
+// it parses.
+type programValue struct {
+	s *settings
+	f programFlag
+}
+
+func (v programValue) String() string { return "" }
+
+// Set is pflag's.
+func (v programValue) Set(value string) error {
+	if err := v.s.set(v.f.name, value); err != nil {
+		return errors.New(err.Error())
+	}
+	return nil
+}
+
+// Type names the value in help.
+func (v programValue) Type() string { return strings.ToLower(v.f.value) }

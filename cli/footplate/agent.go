@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+
+	"footplate/cli"
+	"footplate/fleet"
+	"footplate/fleet/agent"
+	"footplate/fleet/agent/attempt"
+
+	"github.com/spf13/cobra"
+)
+
+// agentCommand is "footplate agent": the process on a CI host.
+func agentCommand() *cobra.Command {
+	var cfg agent.Config
+	var host, pool, boot, tokenFile, taskUser string
+	var launch uint64
+	c := &cobra.Command{
+		Use:   "agent",
+		Short: "run the agent of a CI host",
+		Long: `The process on a CI host: it takes tasks from the control plane, runs them, hands
+over their logs, and ends them by itself when it may no longer run them.
+
+As root it runs tasks as another user, in PID namespaces; that user must be able to
+pass through the parents of --dir.`,
+		Args: cobra.NoArgs,
+	}
+	f := c.Flags()
+	name, _ := os.Hostname()
+	f.StringVar(&host, "host", name, "name of this host")
+	f.StringVar(&pool, "pool", "", "the pool that it belongs to")
+	f.Uint64Var(&launch, "launch", 0, "number of the launch, when a provider made it")
+	f.IntVar(&cfg.Slots, "slots", 0, "tasks at once; the pool's when left out")
+	f.StringVar(&boot, "boot", "", "boot id; the kernel's when left out")
+	f.StringSliceVar(&cfg.Addrs, "addrs", nil, "URLs of nodes of the control plane")
+	f.StringVar(&tokenFile, "token-file", "", "file with the agents' secret")
+	f.StringVar(&cfg.Cluster, "cluster", "", "id of the cluster")
+	f.StringVar(&cfg.Dir, "dir", "/var/lib/footplate-agent", "directory for what it keeps")
+	f.StringVar(&taskUser, "task-user", "nobody", "who runs the tasks when the agent is root; root to run them as root")
+	logger := logFlags(c)
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		if pool == "" || len(cfg.Addrs) == 0 || tokenFile == "" || cfg.Cluster == "" {
+			return fleet.Invalidf("an agent needs --pool, --addrs, --cluster and --token-file").
+				WithHint("the token is in DATA/secrets/agent of the first node, the cluster in its data's cluster.json")
+		}
+		var err error
+		if cfg.Token, err = readSecret(tokenFile, false); err != nil {
+			return err
+		}
+		if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
+			return badFlag("dir", cfg.Dir, "a directory")
+		}
+		if os.Geteuid() == 0 && taskUser != "root" {
+			if cfg.TaskUser, err = findUser(taskUser); err != nil {
+				return err
+			}
+		}
+		if cfg.Log, err = logger(); err != nil {
+			return err
+		}
+		cfg.Host, cfg.Pool, cfg.Boot = fleet.HostID(host), fleet.PoolName(pool), fleet.BootID(boot)
+		cfg.Launch, cfg.Version = fleet.LaunchID(launch), cli.Version
+		a, err := agent.New(cfg)
+		if err != nil {
+			return err
+		}
+		return a.Run(cmd.Context())
+	}
+	return c
+}
+
+func findUser(name string) (*attempt.User, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return nil, badFlag("task-user", name, "there is no such user on this machine")
+	}
+	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, badFlag("task-user", name, "its ids are not numbers")
+	}
+	return &attempt.User{UID: uint32(uid), GID: uint32(gid)}, nil
+}

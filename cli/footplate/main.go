@@ -1,0 +1,49 @@
+// Command footplate drives a fleet of CI hosts: the CLI, and the processes
+// behind it, in one binary. Only it sees every package: what the command line
+// cannot know of itself is passed in here.
+package main
+
+import (
+	"log/slog"
+	"os"
+
+	"footplate/cli"
+	"footplate/fleet"
+	"footplate/fleet/agent/attempt"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	// The supervisor is started for every attempt, as pid 1 of a namespace: it
+	// goes its own short way.
+	if len(os.Args) > 1 && os.Args[1] == "supervise" {
+		os.Exit(attempt.Supervise(os.Args[2:], os.Stderr))
+	}
+	os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr,
+		verifyCommand(), chatCommand(), devCommand(), serverCommand(), agentCommand()))
+}
+
+func badFlag(name, value, hint string) error {
+	return fleet.Invalidf("--%s is %q", name, value).WithHint("%s", hint)
+}
+
+// logFlags adds --log-format and --log-level, and returns what makes the logger.
+func logFlags(c *cobra.Command) func() (*slog.Logger, error) {
+	format := c.Flags().String("log-format", "json", "json or text")
+	level := c.Flags().String("log-level", "info", "debug, info, warn or error")
+	return func() (*slog.Logger, error) {
+		var l slog.Level
+		if err := l.UnmarshalText([]byte(*level)); err != nil {
+			return nil, badFlag("log-level", *level, "debug, info, warn or error")
+		}
+		opts := &slog.HandlerOptions{Level: l}
+		switch *format {
+		case "json":
+			return slog.New(slog.NewJSONHandler(os.Stderr, opts)), nil
+		case "text":
+			return slog.New(slog.NewTextHandler(os.Stderr, opts)), nil
+		}
+		return nil, badFlag("log-format", *format, "json or text")
+	}
+}

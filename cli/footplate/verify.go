@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"footplate/cli"
+	"footplate/controlplane/archive"
+	"footplate/fleet"
+
+	"github.com/spf13/cobra"
+)
+
+// verifyCommand is "audit verify FILE [ENTRY:HASH...]": it checks an export
+// without a server, and that it has the entries that were anchored elsewhere.
+func verifyCommand() *cobra.Command {
+	return cli.Offline("audit verify", func(_ context.Context, s cli.Surface, args []string) error {
+		var anchors []archive.Anchor
+		for _, a := range args[1:] {
+			n, hash, ok := strings.Cut(a, ":")
+			entry, err := strconv.ParseUint(n, 10, 64)
+			if !ok || err != nil || len(hash) != 64 {
+				return fleet.Invalidf("audit verify does not take %q", a).
+					WithHint("footplate audit verify FILE [ENTRY:HASH...], with hashes that were noted before")
+			}
+			anchors = append(anchors, archive.Anchor{N: fleet.EntryNo(entry), Hash: hash})
+		}
+		in := s.In
+		if args[0] != "-" {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return fleet.NotFoundf("there is no file %q that can be read", args[0]).WithHint("footplate audit export > %s", args[0])
+			}
+			defer f.Close()
+			in = f
+		}
+		r, err := archive.Verify(in, anchors...)
+		if err != nil {
+			return err
+		}
+		return tellVerified(s.Out, r)
+	})
+}
+
+func tellVerified(w io.Writer, r archive.Report) error {
+	if r.Count == 0 {
+		_, err := fmt.Fprintf(w, "the export is whole, and has no entries (cluster %s)\n", r.ClusterID)
+		return err
+	}
+	text := fmt.Sprintf("the export is whole: entries %d to %d (%d) of cluster %s, each fits the one before it\nhead %d:%s\n",
+		r.First, r.Last, r.Count, r.ClusterID, r.Last, r.Head)
+	if r.Selected {
+		text = fmt.Sprintf("the export is a selection: %d entries between %d and %d of cluster %s, each intact; nothing is proven of those between\n",
+			r.Count, r.First, r.Last, r.ClusterID)
+	}
+	if r.Anchored != 0 {
+		text += fmt.Sprintf("anchored up to entry %d\n", r.Anchored)
+	}
+	for _, a := range r.Beyond {
+		text += fmt.Sprintf("the anchor of entry %d lies outside of the export\n", a.N)
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}

@@ -1,0 +1,402 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"footplate/controlplane/api"
+	"footplate/controlplane/catalog"
+	"footplate/controlplane/op"
+	"footplate/fleet"
+)
+
+// stream copies what a stream operation writes: its bytes as they are, but for
+// build logs, which are put together from their chunks.
+func (s *Session) stream(ctx context.Context, sf Surface, call *op.Call, f format) error {
+	c, err := s.dial()
+	if err != nil {
+		return err
+	}
+	if a, ok := call.Args.(*catalog.BuildLogsArgs); ok {
+		return s.logs(ctx, sf, *a, f)
+	}
+	r, err := c.stream(ctx, call.Op, call.Args, api.Request{
+		Key: call.Options.Key, Reason: call.Options.Reason, Incident: call.Options.Incident, Via: s.via,
+	})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if _, err := io.Copy(sf.Out, r); err != nil {
+		return err
+	}
+	return r.Close()
+}
+
+// How long a log is asked for again while no node has more of it: a follower
+// outlives a minute without a quorum.
+const (
+	patience       = 15 * time.Second
+	followPatience = 3 * time.Minute
+)
+
+// logs writes the log of a build. A build of several tasks that is followed is
+// followed in all of them at once, each line with the name of its task.
+func (s *Session) logs(ctx context.Context, sf Surface, a catalog.BuildLogsArgs, f format) error {
+	if a.Follow && a.Task == "" {
+		tasks, err := s.tasks(ctx, a.Build)
+		if err != nil {
+			return err
+		}
+		if len(tasks) > 1 {
+			return s.logsOfTasks(ctx, sf, a, f, tasks)
+		}
+	}
+	return s.log(ctx, &logWriter{out: sf.Out, color: sf.Color, lines: f == formatJSON || f == formatJSONL}, a)
+}
+
+// tasks returns the names of a build's tasks, in order.
+func (s *Session) tasks(ctx context.Context, id fleet.BuildID) ([]string, error) {
+	d, err := s.show(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	var tasks []string
+	for _, row := range d.List {
+		if !slices.Contains(tasks, row.Task) {
+			tasks = append(tasks, row.Task)
+		}
+	}
+	return tasks, nil
+}
+
+func (s *Session) show(ctx context.Context, id fleet.BuildID) (catalog.BuildDetail, error) {
+	var d catalog.BuildDetail
+	raw, err := insist(ctx, followPatience, func() (json.RawMessage, error) {
+		ctx, cancel := context.WithTimeout(ctx, s.settings.limit())
+		defer cancel()
+		raw, _, err := s.dialed.query(ctx, catalog.BuildShow, &catalog.BuildArgs{Build: id}, false)
+		return raw, err
+	})
+	if err != nil {
+		return d, err
+	}
+	if err := json.Unmarshal(raw, &d); err != nil {
+		return d, fleet.Internalf("the answer of build show cannot be read: %s", err)
+	}
+	return d, nil
+}
+
+// insist calls f again while the cluster is away, for as long as most.
+func insist[T any](ctx context.Context, most time.Duration, f func() (T, error)) (T, error) {
+	since := time.Now()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		v, err := f()
+		if err == nil || !away(err) || ctx.Err() != nil || time.Since(since) > most {
+			return v, err
+		}
+		if !pause(ctx, wait) {
+			return v, ctx.Err()
+		}
+	}
+}
+
+// away reports whether err means that the cluster or the connection is away for
+// the moment, not that the question was wrong.
+func away(err error) bool {
+	var out outputError
+	if errors.As(err, &out) {
+		return false
+	}
+	var fe *fleet.Error
+	if errors.As(err, &fe) {
+		return fe.Code == fleet.CodeUnavailable || fe.Code == fleet.CodeUnknown
+	}
+	return true
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// log copies one log to w. When the connection breaks or a node dies, it asks
+// again for what comes after the last chunk that it has, so that none is
+// missing and none comes twice.
+func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs) error {
+	most := patience
+	if a.Follow {
+		most = followPatience
+	}
+	single := a.Task != "" || a.Follow // one task: attempts come in the order of their numbers
+	gaps := 0
+	since := time.Now()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		before := w.chunks
+		w.tolerant = gaps >= 3
+		err := s.copyLog(ctx, w, a)
+		var gap *gapError
+		switch {
+		case err == nil:
+			return w.finish()
+		case errors.As(err, &gap):
+			gaps++
+		case !away(err) || ctx.Err() != nil:
+			return errors.Join(w.finish(), err)
+		}
+		if w.chunks > before {
+			since, wait = time.Now(), 100*time.Millisecond
+		}
+		if time.Since(since) > most {
+			return errors.Join(w.finish(), err)
+		}
+		if single && w.attempt != 0 {
+			a.Attempt, a.From = w.attempt, w.next[w.attempt]
+		}
+		if !pause(ctx, wait) {
+			return errors.Join(w.finish(), ctx.Err())
+		}
+	}
+}
+
+func (s *Session) copyLog(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs) error {
+	r, err := s.dialed.stream(ctx, catalog.BuildLogs, &a, api.Request{Via: s.via})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err == io.EOF && len(bytes.TrimSpace(line)) == 0 {
+			return r.Close()
+		}
+		if err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF // broken off within a line
+			}
+			return err
+		}
+		var c op.LogChunk
+		if err := json.Unmarshal(line, &c); err != nil {
+			return fleet.Internalf("a chunk of the log cannot be read: %s", err)
+		}
+		if err := w.chunk(c, line, a); err != nil {
+			return err
+		}
+	}
+}
+
+// outputError says that our own output is closed or full.
+type outputError struct{ error }
+
+// gapError says that a chunk came too early.
+type gapError struct{ want, got int }
+
+func (g *gapError) Error() string {
+	return fmt.Sprintf("chunk %d is not there; chunk %d is", g.want, g.got)
+}
+
+// logWriter puts chunks together. It lets none pass twice and notices when one
+// is missing.
+type logWriter struct {
+	out      io.Writer
+	color    bool
+	lines    bool // write the chunks themselves, as lines of JSON
+	tolerant bool // go on after a gap
+	attempt  fleet.AttemptID
+	next     map[fleet.AttemptID]int
+	chunks   int
+	midLine  bool
+}
+
+func (w *logWriter) chunk(c op.LogChunk, line []byte, a catalog.BuildLogsArgs) error {
+	if w.next == nil {
+		w.next = make(map[fleet.AttemptID]int)
+	}
+	want, known := w.next[c.Attempt]
+	if !known && c.Attempt == a.Attempt {
+		want = a.From
+	}
+	switch {
+	case c.N < want:
+		return nil
+	case c.N > want && !w.tolerant:
+		return &gapError{want, c.N}
+	}
+	if c.Attempt != w.attempt && !w.lines {
+		if err := w.note("--- task %s, attempt %d on host %s ---", c.Task, c.Try, c.Host); err != nil {
+			return err
+		}
+	}
+	if c.N > want && !w.lines {
+		if err := w.note("--- chunks %d to %d are not there ---", want, c.N-1); err != nil {
+			return err
+		}
+	}
+	w.attempt, w.next[c.Attempt] = c.Attempt, c.N+1
+	w.chunks++
+	if w.lines {
+		return w.write(line)
+	}
+	if len(c.Data) > 0 {
+		w.midLine = c.Data[len(c.Data)-1] != '\n'
+	}
+	return w.write(c.Data)
+}
+
+func (w *logWriter) write(b []byte) error {
+	if _, err := w.out.Write(b); err != nil {
+		return outputError{err}
+	}
+	return nil
+}
+
+// note writes a line of our own between the lines of the log.
+func (w *logWriter) note(format string, args ...any) error {
+	if err := w.finish(); err != nil {
+		return err
+	}
+	text := clean(fmt.Sprintf(format, args...))
+	if w.color {
+		text = "\x1b[0;2m" + text + "\x1b[0m"
+	}
+	return w.write([]byte(text + "\n"))
+}
+
+// finish ends a line that was begun.
+func (w *logWriter) finish() error {
+	if !w.midLine {
+		return nil
+	}
+	w.midLine = false
+	return w.write([]byte{'\n'})
+}
+
+func (s *Session) logsOfTasks(ctx context.Context, sf Surface, a catalog.BuildLogsArgs, f format, tasks []string) error {
+	width := 0
+	for _, t := range tasks {
+		width = max(width, len(t))
+	}
+	out := &sharedWriter{out: sf.Out}
+	errs := make([]error, len(tasks))
+	var wg sync.WaitGroup
+	for i, t := range tasks {
+		wg.Go(func() {
+			a := a
+			a.Task = t
+			w := &logWriter{color: sf.Color, lines: f == formatJSON || f == formatJSONL}
+			var lw *lineWriter
+			if w.lines {
+				w.out = out
+			} else {
+				lw = &lineWriter{out: out, prefix: fmt.Sprintf("%-*s | ", width, t)}
+				w.out = lw
+			}
+			errs[i] = s.log(ctx, w, a)
+			if lw != nil {
+				errs[i] = errors.Join(errs[i], lw.flush())
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sharedWriter lets one write at a time pass.
+type sharedWriter struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (w *sharedWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.out.Write(b)
+}
+
+// lineWriter passes whole lines on, each with a prefix.
+type lineWriter struct {
+	out    io.Writer
+	prefix string
+	rest   []byte
+}
+
+// maxLineHeld bounds what is held back of a line without an end.
+const maxLineHeld = 64 << 10
+
+func (w *lineWriter) Write(b []byte) (int, error) {
+	w.rest = append(w.rest, b...)
+	var done []byte
+	for {
+		i := bytes.IndexByte(w.rest, '\n')
+		if i < 0 {
+			break
+		}
+		done = append(append(done, w.prefix...), w.rest[:i+1]...)
+		w.rest = w.rest[i+1:]
+	}
+	if len(done) > 0 {
+		if _, err := w.out.Write(done); err != nil {
+			return 0, err
+		}
+	}
+	if len(w.rest) > maxLineHeld {
+		return len(b), w.flush()
+	}
+	return len(b), nil
+}
+
+func (w *lineWriter) flush() error {
+	if len(w.rest) == 0 {
+		return nil
+	}
+	line := append(append([]byte(w.prefix), w.rest...), '\n')
+	w.rest = nil
+	_, err := w.out.Write(line)
+	return err
+}
+
+// followSubmitted follows the log of a build that was just submitted, and fails
+// when it does not pass.
+func (s *Session) followSubmitted(ctx context.Context, sf Surface, reply api.Reply) error {
+	made, err := submitted(reply)
+	if err != nil {
+		return err
+	}
+	if err := s.logs(ctx, sf, catalog.BuildLogsArgs{Build: made.Build, Follow: true}, formatTable); err != nil {
+		return err
+	}
+	d, err := s.show(ctx, made.Build)
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf("build %d: %s", made.Build, d.State)
+	if d.Why != "" {
+		text += ": " + d.Why
+	}
+	fmt.Fprintln(sf.Err, clean(text))
+	if d.State != string(fleet.Passed) {
+		return failed{fleet.CodeInternal.Meaning().Exit}
+	}
+	return nil
+}

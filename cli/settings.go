@@ -1,0 +1,166 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"footplate/fleet"
+)
+
+// settings are what the program itself takes, beside the operations' own flags.
+type settings struct {
+	addr, token, color string
+	timeout            fleet.Duration
+}
+
+// programFlag is a flag of the program.
+type programFlag struct{ name, value, help string }
+
+func programFlags() []programFlag {
+	return []programFlag{
+		{"addr", "URL", "where the nodes are, with commas between (FOOTPLATE_ADDR)"},
+		{"token", "TOKEN", "who you are (FOOTPLATE_TOKEN)"},
+		{"timeout", "DURATION", "give up after this long; 30s when it is not given"},
+		{"color", "WHEN", "auto, always or never"},
+	}
+}
+
+func (s *settings) has(flag string) bool {
+	switch flag {
+	case "addr", "token", "color", "timeout":
+		return true
+	}
+	return false
+}
+
+func (s *settings) set(flag, value string) error {
+	switch flag {
+	case "addr":
+		s.addr = value
+	case "token":
+		s.token = value
+	case "color":
+		switch value {
+		case "auto", "always", "never":
+		default:
+			return fleet.Invalidf("--color cannot be %q", value).WithHint("one of auto, always, never")
+		}
+		s.color = value
+	case "timeout":
+		d, err := fleet.ParseDuration(value)
+		if err != nil {
+			return err
+		}
+		if d <= 0 {
+			return fleet.Invalidf("--timeout is %s; it must be longer than nothing", d)
+		}
+		s.timeout = d
+	}
+	return nil
+}
+
+// leading takes the program's flags that stand before the command.
+func (s *settings) leading(args []string) ([]string, error) {
+	for len(args) > 0 {
+		name, value, given := strings.Cut(args[0], "=")
+		flag, ok := strings.CutPrefix(name, "--")
+		if !ok || !s.has(flag) {
+			break
+		}
+		args = args[1:]
+		if !given {
+			if len(args) == 0 {
+				return nil, fleet.Invalidf("--%s needs a value", flag)
+			}
+			value, args = args[0], args[1:]
+		}
+		if err := s.set(flag, value); err != nil {
+			return nil, err
+		}
+	}
+	return args, nil
+}
+
+// defaultTimeout bounds a request that is no stream.
+const defaultTimeout = 30 * time.Second
+
+func (s *settings) limit() time.Duration {
+	if s.timeout > 0 {
+		return s.timeout.Std()
+	}
+	return defaultTimeout
+}
+
+// endpoint returns where the nodes are and the token: from the flags, else the
+// environment, else the context file. The file's token is used with the file's
+// address only, so that it never travels to a stranger.
+func (s *settings) endpoint() (addrs []string, token string, err error) {
+	addr, token := s.addr, s.token
+	if addr == "" {
+		addr = os.Getenv("FOOTPLATE_ADDR")
+	}
+	if token == "" {
+		token = os.Getenv("FOOTPLATE_TOKEN")
+	}
+	if addr == "" || token == "" {
+		file, err := readContext()
+		if err != nil {
+			return nil, "", err
+		}
+		if addr == "" {
+			addr = file.Addr
+		}
+		if token == "" && addr == file.Addr {
+			token = file.Token
+		}
+	}
+	for a := range strings.SplitSeq(addr, ",") {
+		if a = strings.TrimSpace(a); a == "" {
+			continue
+		}
+		if !strings.Contains(a, "://") {
+			a = "http://" + a
+		}
+		addrs = append(addrs, strings.TrimRight(a, "/"))
+	}
+	if len(addrs) == 0 {
+		return nil, "", fleet.Invalidf("no node's address is known").
+			WithHint("export FOOTPLATE_ADDR=http://127.0.0.1:4600, or start a cluster: footplate dev")
+	}
+	return addrs, token, nil
+}
+
+// contextFile is what $FOOTPLATE_CONTEXT, or footplate/context.yaml in the
+// user's configuration folder, holds.
+type contextFile struct {
+	Addr  string `yaml:"addr"`
+	Token string `yaml:"token"`
+}
+
+func readContext() (contextFile, error) {
+	var c contextFile
+	path, named := os.Getenv("FOOTPLATE_CONTEXT"), true
+	if path == "" {
+		named = false
+		dir, err := os.UserConfigDir()
+		if err != nil {
+			return c, nil // no home: nothing to read
+		}
+		path = filepath.Join(dir, "footplate", "context.yaml")
+	}
+	data, err := os.ReadFile(path)
+	if os.IsNotExist(err) && !named {
+		return c, nil
+	}
+	if err != nil {
+		return c, fleet.Invalidf("context file: %s", fileError(err)).WithHint("FOOTPLATE_CONTEXT names it")
+	}
+	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
+		return c, fleet.Invalidf("context file %s: %s", path, yaml.FormatError(err, false, false)).WithHint("it has addr and token")
+	}
+	return c, nil
+}

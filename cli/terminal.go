@@ -1,0 +1,9 @@
+package cli
+
+import (
+	"os"
+
+	"golang.org/x/term"
+)
+
+func terminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

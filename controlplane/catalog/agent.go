@@ -1,0 +1,105 @@
+package catalog
+
+import (
+	"fmt"
+
+	"footplate/controlplane/op"
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// AgentJoinArgs is what a starting agent says of itself.
+type AgentJoinArgs struct {
+	Host        fleet.HostID      `json:"host"`
+	Pool        fleet.PoolName    `json:"pool"`
+	Launch      fleet.LaunchID    `json:"launch,omitempty"` // when we launched it
+	Boot        fleet.BootID      `json:"boot"`
+	Incarnation fleet.Incarnation `json:"incarnation"`
+	Slots       int               `json:"slots,omitempty"` // 0 means the pool's
+	Version     string            `json:"version"`
+}
+
+// AgentJoin takes in an agent that has started. Whatever an earlier boot or
+// incarnation of its host ran has certainly ended: a reboot ends everything,
+// and a new incarnation makes sure that the old trees are dead before it says
+// that it is there.
+var AgentJoin = op.Internal(op.Spec{
+	Name: "agent join", Summary: "take in a host whose agent has started", Role: fleet.System, Record: op.Audit, Show: state.ShowGroup,
+}, func(tx *state.Tx, _ op.Meta, a AgentJoinArgs) (op.Result, error) {
+	h, known := tx.Hosts.Get(a.Host)
+	switch {
+	case known && h.State == fleet.HostEnding:
+		return op.Result{}, fleet.Conflictf("host %q is being ended", a.Host).WithHint("a machine's id is never used again")
+	case !known && a.Launch != 0:
+		return op.Result{}, fleet.Conflictf("host %q was ended", a.Host).WithHint("a machine's id is never used again")
+	case known && h.Boot == a.Boot && a.Incarnation < h.Incarnation:
+		return op.Result{}, fleet.Conflictf("host %q has a newer agent: incarnation %d", a.Host, h.Incarnation).WithHint("end this one")
+	case known && h.Boot == a.Boot && a.Incarnation == h.Incarnation && h.State == fleet.HostReady:
+		return op.Result{Text: fmt.Sprintf("host %s is known", a.Host), Quiet: true}, nil
+	}
+	// A host that joins by itself may change its pool; one that was launched
+	// belongs to the pool that it was launched for.
+	if h.Launch != 0 {
+		a.Pool = h.Pool
+	}
+	pool, ok := tx.Pools.Get(a.Pool)
+	if !ok {
+		return op.Result{}, fleet.NotFoundf("there is no pool %q", a.Pool).WithHint("footplate pool create %s --provider none", a.Pool)
+	}
+	text := fmt.Sprintf("host %s joined pool %q", a.Host, a.Pool)
+	if known && h.Boot != "" {
+		why := fmt.Sprintf("the agent of host %s was started anew", a.Host)
+		text = why
+		if h.Boot != a.Boot {
+			why = fmt.Sprintf("host %s was rebooted", a.Host)
+			text = why
+		}
+		if n, lost := lose(tx, attemptsOn(tx, a.Host), why, true); n > 0 {
+			text = lost
+		}
+	}
+	if !known {
+		h = fleet.Host{ID: a.Host, CreatedAt: tx.At}
+	}
+	h.Pool = a.Pool
+	h.State, h.Boot, h.Incarnation, h.Version = fleet.HostReady, a.Boot, a.Incarnation, a.Version
+	h.Suspect, h.Lost, h.JoinedAt = false, false, tx.At
+	h.Slots = pool.Slots
+	if a.Slots > 0 {
+		h.Slots = a.Slots
+	}
+	if !h.Cordoned && !h.Draining && !h.Retiring {
+		h.Why = ""
+	}
+	tx.Hosts.Put(h.ID, h)
+	return op.Result{Text: text}, nil
+})
+
+// attemptsOn returns the attempts that a host holds, and those that an
+// exclusive build still waits for.
+func attemptsOn(tx *state.Tx, host fleet.HostID) []fleet.AttemptID {
+	v := tx.View()
+	var ids []fleet.AttemptID
+	for _, at := range v.LiveOn(host) {
+		ids = append(ids, at.ID)
+	}
+	for _, b := range heldBuilds(v) {
+		for _, t := range b.Tasks {
+			if at, ok := v.Attempts.Get(t.Held); ok && at.Host == host {
+				ids = append(ids, at.ID)
+			}
+		}
+	}
+	return ids
+}
+
+// heldBuilds returns the exclusive builds that wait for proof of an attempt's
+// end.
+func heldBuilds(v *state.View) []fleet.Build {
+	var out []fleet.Build
+	for id := range v.Held.All() {
+		b, _ := v.Builds.Get(id)
+		out = append(out, b)
+	}
+	return out
+}

@@ -1,0 +1,29 @@
+// Package catalog lists every operation, one file a noun. To add one, write its
+// value and its function in the file of its noun, and name it in All: every
+// surface has it then, and the tests of this package check it.
+//
+// The package is pure: its mutations run in Apply.
+package catalog
+
+import "footplate/controlplane/op"
+
+// All returns every operation, grouped by noun in the order of the reference.
+func All() *op.Registry {
+	return op.NewRegistry(
+		PoolList, PoolShow, PoolCreate, PoolScale,
+		HostList, HostShow, HostCordon, HostDrain,
+		BuildSubmit, BuildList, BuildShow, BuildWhy, BuildCancel, BuildRetry, BuildLogs,
+		QueueStatus, QueuePause, QueueResume,
+		OrgList, OrgSet,
+		AuditTail, AuditShow, AuditExport, AuditVerify,
+		ClusterStatus, ClusterSnapshotSave,
+		AutomationStatus, AutomationPause, AutomationResume,
+
+		LeaderBegin, ClusterInit, NodeJoin,
+		BuildPromote, BuildAssign,
+		AgentJoin, AgentReport, AttemptLose,
+		HostSuspect, HostLose, HostRetire, HostEnd, HostGone,
+		LaunchRecord, LaunchReport,
+		OverrideExpire, OutboxDeliver,
+	)
+}

@@ -1,0 +1,197 @@
+package catalog
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"footplate/controlplane/op"
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// HostListArgs selects hosts.
+type HostListArgs struct {
+	Pool  fleet.PoolName `json:"pool" flag:"pool" complete:"pool" help:"only of this pool"`
+	State string         `json:"state" flag:"state" enum:"booting,ready,cordoned,draining,retiring,suspect,lost,ending" help:"only in this condition"`
+}
+
+// HostList lists the hosts.
+var HostList = op.Query(op.Spec{
+	Name:     "host list",
+	Summary:  "list the hosts",
+	Role:     fleet.Viewer,
+	Examples: []string{"host list", "host list --pool linux --state suspect -o name"},
+}, func(_ context.Context, env op.Env, a HostListArgs) ([]HostRow, error) {
+	rows := []HostRow{}
+	for _, h := range env.View.Hosts.All() {
+		if (a.Pool == "" || h.Pool == a.Pool) && (a.State == "" || h.Condition() == a.State) {
+			rows = append(rows, hostRow(env, h))
+		}
+	}
+	return rows, nil
+})
+
+// HostRow is a host as lists show it.
+type HostRow struct {
+	ID      fleet.HostID   `json:"id" col:"HOST" id:"true"`
+	Pool    fleet.PoolName `json:"pool" col:"POOL"`
+	State   string         `json:"state" col:"STATE"`
+	Used    int            `json:"used" col:"USED"`
+	Slots   int            `json:"slots" col:"SLOTS"`
+	Heard   string         `json:"heard" col:"HEARD" help:"since the answering node heard its beat"`
+	Since   fleet.Time     `json:"since" col:"SINCE" wide:"true"`
+	Version string         `json:"version" col:"AGENT" wide:"true"`
+	Why     string         `json:"why,omitempty" col:"WHY" wide:"true"`
+}
+
+func hostRow(env op.Env, h fleet.Host) HostRow {
+	row := HostRow{
+		ID: h.ID, Pool: h.Pool, State: h.Condition(), Used: env.View.UsedSlots(h.ID), Slots: h.Slots,
+		Since: h.CreatedAt, Version: h.Version, Why: h.Why,
+	}
+	if ago, ok := env.World.Heard(h.ID); ok {
+		row.Heard = (ago / 100 * 100).String()
+	}
+	return row
+}
+
+// HostArgs names one host.
+type HostArgs struct {
+	Host fleet.HostID `json:"host" arg:"HOST" required:"true" complete:"host" help:"the host"`
+}
+
+// HostShow shows a host and what runs on it.
+var HostShow = op.Query(op.Spec{
+	Name:     "host show",
+	Summary:  "show a host and what runs on it",
+	Role:     fleet.Viewer,
+	Examples: []string{"host show linux-1"},
+}, func(_ context.Context, env op.Env, a HostArgs) (HostDetail, error) {
+	h, err := findHost(env.View, a.Host)
+	if err != nil {
+		return HostDetail{}, err
+	}
+	d := HostDetail{HostRow: hostRow(env, h), Boot: h.Boot, Incarnation: h.Incarnation, Running: []AttemptRow{}}
+	for _, at := range env.View.LiveOn(h.ID) {
+		d.Running = append(d.Running, attemptRow(env.View, at))
+	}
+	return d, nil
+})
+
+// HostDetail is a host in full.
+type HostDetail struct {
+	HostRow
+	Boot        fleet.BootID      `json:"boot"`
+	Incarnation fleet.Incarnation `json:"incarnation"`
+	Running     []AttemptRow      `json:"running"`
+}
+
+func findHost(v *state.View, id fleet.HostID) (fleet.Host, error) {
+	h, ok := v.Hosts.Get(id)
+	if !ok {
+		return h, fleet.NotFoundf("there is no host %q", id).WithHint("footplate host list")
+	}
+	return h, nil
+}
+
+// HostsArgs names hosts.
+type HostsArgs struct {
+	Hosts []fleet.HostID `json:"hosts" arg:"HOST" required:"true" complete:"host" help:"the hosts; - reads names from standard input"`
+}
+
+// HostCordon gives hosts no new work.
+var HostCordon = op.Mutation(op.Spec{
+	Name:     "host cordon",
+	Summary:  "give hosts no new work; what runs goes on",
+	Role:     fleet.Responder,
+	Risk:     op.Safe,
+	Show:     state.ShowLine,
+	Examples: []string{"host cordon linux-3", "host cordon linux-3 linux-4 --reason 'disk errors'"},
+}, func(tx *state.Tx, m op.Meta, a HostsArgs) (op.Result, error) {
+	return eachHost(tx, a.Hosts, "cordoned", func(h *fleet.Host) (string, bool) {
+		if h.Cordoned {
+			return "is cordoned already", false
+		}
+		h.Cordoned, h.Why = true, because("cordoned", m)
+		return "gets no new work", true
+	})
+})
+
+// HostDrain empties hosts.
+var HostDrain = op.Mutation(op.Spec{
+	Name:     "host drain",
+	Summary:  "give hosts no new work and let what runs finish",
+	Role:     fleet.Operator,
+	Risk:     op.Disruptive,
+	Show:     state.ShowLine,
+	Examples: []string{"host drain linux-3", "host drain linux-3 linux-4 --reason 'kernel update'"},
+}, func(tx *state.Tx, m op.Meta, a HostsArgs) (op.Result, error) {
+	v := tx.View()
+	return eachHost(tx, a.Hosts, "draining", func(h *fleet.Host) (string, bool) {
+		if h.Draining {
+			return "is draining already", false
+		}
+		h.Draining, h.Why = true, because("drained", m)
+		return fmt.Sprintf("gets no new work; %s on it may finish", count(v.UsedSlots(h.ID), "task")), true
+	})
+})
+
+func because(what string, m op.Meta) string {
+	s := what + " by " + string(m.By)
+	if m.Reason != "" {
+		s += ": " + m.Reason
+	}
+	return s
+}
+
+// eachHost changes the named hosts. Those that do not exist are told apart;
+// when none exists the operation fails.
+func eachHost(tx *state.Tx, ids []fleet.HostID, done string, change func(*fleet.Host) (string, bool)) (op.Result, error) {
+	var res op.Result
+	var changed, missing, same []string
+	ids = slices.Compact(slices.SortedFunc(slices.Values(ids), cmp.Compare[fleet.HostID]))
+	for _, id := range ids {
+		h, ok := tx.Hosts.Get(id)
+		if !ok || h.State == fleet.HostEnding {
+			missing = append(missing, string(id))
+			continue
+		}
+		what, did := change(&h)
+		res.Changes = append(res.Changes, fmt.Sprintf("host %s %s", id, what))
+		if did {
+			tx.Hosts.Put(id, h)
+			changed = append(changed, string(id))
+		} else {
+			same = append(same, string(id))
+		}
+	}
+	if len(changed)+len(same) == 0 {
+		return op.Result{}, fleet.NotFoundf("there is no host %s", strings.Join(missing, ", ")).WithHint("footplate host list")
+	}
+	res.Text = fmt.Sprintf("%s %s", names(changed), done)
+	if len(changed) == 0 {
+		res.Text = fmt.Sprintf("nothing to do: %s %s %s already", names(same), isAre(len(same)), done)
+	}
+	if len(missing) > 0 {
+		res.Text += fmt.Sprintf("; %d of %d not done, no such host: %s", len(missing), len(ids), strings.Join(missing, ", "))
+		for _, id := range missing {
+			res.Changes = append(res.Changes, fmt.Sprintf("host %s does not exist", id))
+		}
+	}
+	return res, nil
+}
+
+// names writes a list of hosts, cut when it is long.
+func names(ids []string) string {
+	const most = 8
+	switch {
+	case len(ids) == 1:
+		return "host " + ids[0]
+	case len(ids) > most:
+		return fmt.Sprintf("%d hosts (%s, ...)", len(ids), strings.Join(ids[:most], ", "))
+	}
+	return fmt.Sprintf("%d hosts (%s)", len(ids), strings.Join(ids, ", "))
+}

@@ -1,0 +1,255 @@
+package catalog
+
+import (
+	"fmt"
+	"strings"
+
+	"footplate/controlplane/op"
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// What the watch and provision loops say about hosts.
+
+// HostSuspectArgs names hosts that fell silent, or that are heard again.
+type HostSuspectArgs struct {
+	Hosts []fleet.HostID `json:"hosts"`
+	Again bool           `json:"again,omitempty"` // heard again
+	Why   string         `json:"why"`
+}
+
+// HostSuspect marks hosts that get no new work because they are silent.
+var HostSuspect = op.Internal(op.Spec{
+	Name: "host suspect", Summary: "mark hosts that fell silent", Role: fleet.System,
+}, func(tx *state.Tx, _ op.Meta, a HostSuspectArgs) (op.Result, error) {
+	for _, id := range a.Hosts {
+		h, ok := tx.Hosts.Get(id)
+		if !ok || h.State != fleet.HostReady {
+			continue
+		}
+		h.Suspect, h.Why = !a.Again, a.Why
+		if a.Again {
+			h.Lost, h.Why = false, ""
+		}
+		tx.Hosts.Put(id, h)
+	}
+	return op.Result{Text: "marked", Quiet: true}, nil
+})
+
+// HostLoseArgs names a host whose lease has certainly ended.
+type HostLoseArgs struct {
+	Host fleet.HostID `json:"host"`
+	Why  string       `json:"why"`
+}
+
+// HostLose declares the attempts of a silent host lost. The host itself stays:
+// whether it is replaced is another verdict, with a guard of its own.
+var HostLose = op.Internal(op.Spec{
+	Name: "host lose", Summary: "declare the attempts of a silent host lost", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a HostLoseArgs) (op.Result, error) {
+	h, ok := tx.Hosts.Get(a.Host)
+	if !ok || h.State != fleet.HostReady || h.Lost {
+		return op.Result{Quiet: true}, nil
+	}
+	h.Suspect, h.Lost, h.Why = true, true, a.Why
+	tx.Hosts.Put(h.ID, h)
+	var ids []fleet.AttemptID
+	for _, at := range tx.View().LiveOn(h.ID) {
+		ids = append(ids, at.ID)
+	}
+	text := fmt.Sprintf("host %s is lost: %s", h.ID, a.Why)
+	if n, lost := lose(tx, ids, fmt.Sprintf("host %s: %s", h.ID, a.Why), false); n > 0 {
+		text = lost
+	}
+	return op.Result{Text: text}, nil
+})
+
+// HostRetireArgs names hosts that shall be ended when they are idle.
+type HostRetireArgs struct {
+	Hosts []fleet.HostID `json:"hosts"`
+	Back  bool           `json:"back,omitempty"` // no: keep them after all
+	Why   string         `json:"why"`
+}
+
+// HostRetire drains hosts for good, or keeps them after all.
+var HostRetire = op.Internal(op.Spec{
+	Name: "host retire", Summary: "drain hosts to end them", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a HostRetireArgs) (op.Result, error) {
+	var ids []string
+	for _, id := range a.Hosts {
+		h, ok := tx.Hosts.Get(id)
+		if !ok || h.Retiring != a.Back || h.State == fleet.HostEnding {
+			continue
+		}
+		h.Retiring, h.Why = !a.Back, a.Why
+		tx.Hosts.Put(id, h)
+		ids = append(ids, string(id))
+	}
+	if len(ids) == 0 {
+		return op.Result{Quiet: true}, nil
+	}
+	did := "drained to be ended"
+	if a.Back {
+		did = "kept after all"
+	}
+	return op.Result{Text: fmt.Sprintf("%s %s: %s", names(ids), did, a.Why)}, nil
+})
+
+// HostEndArgs names hosts that the provider shall end.
+type HostEndArgs struct {
+	Hosts []fleet.HostID `json:"hosts"`
+	Why   string         `json:"why"`
+	// Dead: the host is silent, and whatever ran on it has ended. Without it,
+	// only an idle host is ended.
+	Dead bool `json:"dead,omitempty"`
+}
+
+// HostEnd records that hosts shall be ended, before the provider is told.
+var HostEnd = op.Internal(op.Spec{
+	Name: "host end", Summary: "record that hosts shall be ended", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a HostEndArgs) (op.Result, error) {
+	var ids []string
+	for _, id := range a.Hosts {
+		h, ok := tx.Hosts.Get(id)
+		if !ok || h.State == fleet.HostEnding || a.Dead && !h.Lost && h.State == fleet.HostReady {
+			continue
+		}
+		if tx.View().UsedSlots(id) > 0 {
+			continue
+		}
+		h.State, h.Why = fleet.HostEnding, a.Why
+		tx.Hosts.Put(id, h)
+		ids = append(ids, string(id))
+	}
+	if len(ids) == 0 {
+		return op.Result{Quiet: true}, nil
+	}
+	return op.Result{Text: fmt.Sprintf("ending %s: %s", names(ids), a.Why)}, nil
+})
+
+// HostGoneArgs names a host that is no more.
+type HostGoneArgs struct {
+	Host fleet.HostID `json:"host"`
+	Why  string       `json:"why"`
+}
+
+// HostGone takes a host out: the provider says that the machine is no more, so
+// whatever ran on it has certainly ended.
+var HostGone = op.Internal(op.Spec{
+	Name: "host gone", Summary: "take out a host that is no more", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a HostGoneArgs) (op.Result, error) {
+	h, ok := tx.Hosts.Get(a.Host)
+	if !ok {
+		return op.Result{Quiet: true}, nil
+	}
+	text := fmt.Sprintf("host %s is gone: %s", h.ID, a.Why)
+	if n, lost := lose(tx, attemptsOn(tx, h.ID), fmt.Sprintf("host %s is gone: %s", h.ID, a.Why), true); n > 0 {
+		text = lost
+	}
+	if l, ok := tx.Launches.Get(h.Launch); ok {
+		l.State = fleet.LaunchEnded
+		tx.Launches.Put(l.ID, l)
+	}
+	tx.Hosts.Delete(h.ID)
+	return op.Result{Text: text}, nil
+})
+
+// LaunchRecordArgs says how many hosts to launch.
+type LaunchRecordArgs struct {
+	Pool  fleet.PoolName `json:"pool"`
+	Count int            `json:"count"`
+	Why   string         `json:"why"`
+}
+
+// LaunchRecord records launches, before the provider is called.
+var LaunchRecord = op.Internal(op.Spec{
+	Name: "launch record", Summary: "record launches before the provider is called", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a LaunchRecordArgs) (op.Result, error) {
+	p, err := findPool(tx.View(), a.Pool)
+	if err != nil {
+		return op.Result{}, err
+	}
+	// Counted again here: of two loops that saw the same gap, one launches.
+	if have := Supply(tx.View(), a.Pool); have+a.Count > p.Size {
+		a.Count = p.Size - have
+	}
+	if a.Count <= 0 {
+		return op.Result{Quiet: true}, nil
+	}
+	var ids []string
+	for range a.Count {
+		id, host := nextHost(tx, p.Name)
+		tx.Launches.Put(id, fleet.Launch{
+			ID: id, Pool: p.Name, Provider: p.Provider, Host: host, State: fleet.LaunchWanted, At: tx.At, NextAt: tx.At,
+		})
+		tx.Hosts.Put(host, fleet.Host{
+			ID: host, Pool: p.Name, Launch: id, State: fleet.HostBooting, Slots: p.Slots, CreatedAt: tx.At,
+		})
+		ids = append(ids, string(host))
+	}
+	return op.Result{Text: fmt.Sprintf("launching %s: %s", names(ids), a.Why)}, nil
+})
+
+// nextHost gives the next launch its number and its host a name that no host
+// which joined by itself has.
+func nextHost(tx *state.Tx, pool fleet.PoolName) (fleet.LaunchID, fleet.HostID) {
+	for {
+		tx.Meta.Launch++
+		host := fleet.HostID(fmt.Sprintf("%s-%d", pool, tx.Meta.Launch))
+		if _, taken := tx.Hosts.Get(host); !taken {
+			return tx.Meta.Launch, host
+		}
+	}
+}
+
+// Supply counts the hosts of a pool that are there or on their way, and meant
+// to stay.
+func Supply(v *state.View, pool fleet.PoolName) int {
+	n := 0
+	for _, h := range v.Hosts.All() {
+		if h.Pool == pool && h.State != fleet.HostEnding && !h.Retiring {
+			n++
+		}
+	}
+	return n
+}
+
+// LaunchReportArgs is what a provider said.
+type LaunchReportArgs struct {
+	Launch fleet.LaunchID `json:"launch"`
+	Done   bool           `json:"done,omitempty"`
+	Failed bool           `json:"failed,omitempty"` // it will never exist
+	Why    string         `json:"why,omitempty"`
+	NextAt fleet.Time     `json:"next_at,omitempty"` // neither: try again then
+}
+
+// LaunchReport records what a provider said of a launch.
+var LaunchReport = op.Internal(op.Spec{
+	Name: "launch report", Summary: "record what a provider said of a launch", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a LaunchReportArgs) (op.Result, error) {
+	l, ok := tx.Launches.Get(a.Launch)
+	if !ok || l.State != fleet.LaunchWanted {
+		return op.Result{Quiet: true}, nil
+	}
+	l.Tries++
+	l.Why = a.Why
+	// A host whose agent has joined does exist, whatever the provider says.
+	h, _ := tx.Hosts.Get(l.Host)
+	switch {
+	case a.Done, h.Launch == l.ID && h.State == fleet.HostReady:
+		l.State = fleet.LaunchDone
+		tx.Launches.Put(l.ID, l)
+		return op.Result{Quiet: true}, nil
+	case a.Failed:
+		l.State = fleet.LaunchFailed
+		tx.Launches.Put(l.ID, l)
+		tx.Hosts.Delete(l.Host)
+		return op.Result{Text: fmt.Sprintf("launch of host %s failed: %s", l.Host, a.Why)}, nil
+	}
+	l.NextAt = a.NextAt
+	tx.Launches.Put(l.ID, l)
+	return op.Result{
+		Text:  fmt.Sprintf("launch of host %s did not work (try %d), next try at %s: %s", l.Host, l.Tries, a.NextAt, strings.TrimSpace(a.Why)),
+		Quiet: l.Tries > 1,
+	}, nil
+})

@@ -1,0 +1,104 @@
+package loop
+
+import (
+	"fmt"
+
+	"footplate/controlplane/catalog"
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// Heard is what the leader knows of hosts beside the state: from its own ears,
+// and from what the other nodes testify. Hosts and attempts that it does not
+// list are fine.
+type Heard struct {
+	Hosts []Hearing
+	// Unstarted are attempts that were delivered to their host, never reported,
+	// and can no longer start there.
+	Unstarted []fleet.AttemptID
+}
+
+// Hearing is what is known of one host.
+type Hearing struct {
+	Host fleet.HostID
+	// Silent is for how long the leader has listened and heard nothing.
+	Silent fleet.Duration
+	// Over: a majority of the nodes has testified that its lease has ended, and
+	// nothing that was on its way to it can start any more.
+	Over bool
+	// Why says who testified, in words.
+	Why string
+}
+
+// BootDeadline is how long a launched host may take until its agent is heard.
+const BootDeadline = 2 * fleet.Minute
+
+// Watch decides which hosts are suspect, which attempts are lost, and which
+// overrides are over.
+func Watch(now fleet.Time, v *state.View, heard Heard) []state.Command {
+	var out []state.Command
+	var suspect, again []fleet.HostID
+	for _, h := range heard.Hosts {
+		host, ok := v.Hosts.Get(h.Host)
+		if !ok || host.State != fleet.HostReady {
+			continue
+		}
+		pool, _ := v.Pools.Get(host.Pool)
+		silent := h.Silent >= pool.SuspectAfter
+		switch {
+		case silent && !host.Suspect:
+			suspect = append(suspect, h.Host)
+		case !silent && host.Suspect:
+			again = append(again, h.Host)
+		case h.Over && !host.Lost:
+			out = append(out, command(fleet.LoopWatch, catalog.HostLose, catalog.HostLoseArgs{Host: h.Host, Why: h.Why}))
+		}
+		if silent && !host.Lost {
+			if ids := eager(v, h.Host); len(ids) > 0 {
+				out = append(out, command(fleet.LoopWatch, catalog.AttemptLose, catalog.AttemptLoseArgs{
+					Attempts: ids, Why: fmt.Sprintf("host %s is silent, and the build asks for an eager retry", h.Host),
+				}))
+			}
+		}
+	}
+	if len(suspect) > 0 {
+		out = append(out, command(fleet.LoopWatch, catalog.HostSuspect, catalog.HostSuspectArgs{
+			Hosts: suspect, Why: "its agent is not heard",
+		}))
+	}
+	if len(again) > 0 {
+		out = append(out, command(fleet.LoopWatch, catalog.HostSuspect, catalog.HostSuspectArgs{Hosts: again, Again: true, Why: "its agent is heard again"}))
+	}
+	if len(heard.Unstarted) > 0 {
+		out = append(out, command(fleet.LoopWatch, catalog.AttemptLose, catalog.AttemptLoseArgs{
+			Attempts: heard.Unstarted, Why: "the host did not start it in time", Certain: true,
+		}))
+	}
+	var over catalog.OverrideExpireArgs
+	for k, g := range v.Gates.All() {
+		if g.Until <= now {
+			over.Gates = append(over.Gates, k)
+		}
+	}
+	for l, p := range v.Pauses.All() {
+		if p.Until <= now {
+			over.Pauses = append(over.Pauses, l)
+		}
+	}
+	if len(over.Gates)+len(over.Pauses) > 0 {
+		out = append(out, command(fleet.LoopWatch, catalog.OverrideExpire, over))
+	}
+	return out
+}
+
+// eager returns the attempts on host whose builds do not want to wait for the
+// end of its lease.
+func eager(v *state.View, host fleet.HostID) []fleet.AttemptID {
+	var ids []fleet.AttemptID
+	for _, at := range v.LiveOn(host) {
+		if b, ok := v.Builds.Get(at.Build); ok && b.Spec.Retry == fleet.RetryEager {
+			ids = append(ids, at.ID)
+		}
+	}
+	return ids
+}

@@ -1,0 +1,416 @@
+// Package op says what an operation is: one value that holds its name, its
+// typed arguments, who may run it, how risky it is, and what it does. From that
+// one value come the log's command, the API endpoint, the CLI command, the chat
+// command, help, completion, the confirmation, the audit entry and the
+// reference page.
+//
+// The package is pure. It knows no particular operation: those are in package
+// catalog, one file a noun.
+//
+// # Rules for the function of a mutation
+//
+// It has one shape: look, refuse, change, report. Refusals come before the
+// first change. It never validates what Validate can: validation happens at
+// the door, once, because a rule that is tightened later must not replay an
+// old log to another state.
+package op
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// Kind is what an operation does.
+type Kind string
+
+// The kinds.
+const (
+	KindMutation Kind = "mutation" // changes the state, through the log
+	KindQuery    Kind = "query"    // reads a view, and is never logged
+	KindStream   Kind = "stream"   // writes bytes as they come; logged before when it is audited
+	KindInternal Kind = "internal" // what loops, nodes and agents propose; hidden from people
+)
+
+// Risk decides the ceremony, the same on every surface.
+type Risk string
+
+// The risks.
+const (
+	Safe       Risk = "safe"       // runs
+	Disruptive Risk = "disruptive" // shows what it would do and asks
+	Dangerous  Risk = "dangerous"  // needs a reason and a second person
+)
+
+// Record is what an operation leaves in the audit log.
+type Record string
+
+// The kinds of record.
+const (
+	Audit    Record = "audit" // an entry
+	NoRecord Record = ""      // none
+)
+
+// Spec is what an operation is, but for its arguments and what it does.
+type Spec struct {
+	Name     string // "noun verb"
+	Summary  string // one line, lower case, no full stop
+	Long     string // further help, if it needs any
+	Role     fleet.Role
+	Risk     Risk
+	Record   Record
+	Show     state.Show
+	Ver      int // of arguments and meaning; 0 counts as 1
+	Examples []string
+	Columns  []string // of a query's table when it is not every field
+	Opens    bool     // it opens a term, so it is not bound to the one before
+}
+
+// Meta is what a mutation knows beside its arguments.
+type Meta struct {
+	At     fleet.Time // the state clock
+	By     fleet.Principal
+	Role   fleet.Role
+	Via    string
+	Reason string
+	Index  uint64
+}
+
+// Result is what a mutation reports.
+type Result struct {
+	Text    string      // what was done, in a sentence without its full stop; becomes the entry's text
+	Changes []string    // what changes, one line each: the plan that a dry run shows; Text when empty
+	Data    any         // for -o json, if there is more to say than Text
+	Show    *state.Show // instead of the operation's own, when there is nothing worth showing
+	Quiet   bool        // nothing changed: no entry is written for an internal operation
+}
+
+// Caller is who asks.
+type Caller struct {
+	Principal fleet.Principal
+	Role      fleet.Role
+}
+
+// Env is what a query may look at.
+type Env struct {
+	View   *state.View
+	Now    fleet.Time // the state clock as the node reckons it
+	Stale  bool       // answered without a quorum
+	Caller Caller
+	Node   fleet.NodeID // that answers
+	World  World
+}
+
+// World is what a query can see beside the state. The node that answers
+// implements it.
+type World interface {
+	// Entries returns archived entries.
+	Entries(ctx context.Context, f EntryFilter) ([]fleet.Entry, error)
+	// ExportEntries writes entries in the format that "audit verify" reads.
+	ExportEntries(ctx context.Context, f EntryFilter, w io.Writer) error
+	// VerifyEntries checks the archive of this node against the state's chain,
+	// and returns how many entries it has checked.
+	VerifyEntries(ctx context.Context) (checked int, err error)
+	// Cluster returns how the nodes are.
+	Cluster(ctx context.Context) Cluster
+	// SaveSnapshot writes the state as a snapshot.
+	SaveSnapshot(ctx context.Context, w io.Writer) error
+	// Log yields the log of an attempt from chunk number from on; with follow,
+	// until its last chunk. It returns the number of the chunk after the last.
+	Log(ctx context.Context, id fleet.AttemptID, from int, follow bool, yield func(LogChunk) error) (next int, err error)
+	// Heard returns how long ago this node heard the host's beat; ok is false
+	// when it has not since it started.
+	Heard(h fleet.HostID) (ago fleet.Duration, ok bool)
+	// WaitView returns a view newer than index, or ctx's error.
+	WaitView(ctx context.Context, index uint64) (*state.View, error)
+}
+
+// LogChunk is one piece of an attempt's output. Chunks are numbered from 0 in
+// the order in which the attempt wrote them, and can arrive in any order.
+type LogChunk struct {
+	Build   fleet.BuildID   `json:"build"`
+	Task    string          `json:"task"`
+	Try     int             `json:"try"` // 1 for the first attempt at the task
+	Attempt fleet.AttemptID `json:"attempt"`
+	Host    fleet.HostID    `json:"host"`
+	N       int             `json:"n"`
+	At      fleet.Time      `json:"at"`
+	Data    []byte          `json:"data"`
+	Final   bool            `json:"final,omitempty"`
+}
+
+// EntryFilter selects entries; zero fields select all.
+type EntryFilter struct {
+	From, To     fleet.EntryNo
+	Since, Until fleet.Time
+	By           fleet.Principal
+	Op           string
+	Outcome      fleet.EntryOutcome
+	Incident     string
+	Text         string
+	Limit        int  // the archive's default when zero
+	Newest       bool // newest first
+}
+
+// Cluster is how the nodes are, as the answering node sees them.
+type Cluster struct {
+	Node      fleet.NodeID   `json:"node"`
+	Role      string         `json:"role"`
+	Leader    fleet.NodeID   `json:"leader"`
+	Term      uint64         `json:"term"`
+	Index     uint64         `json:"index"`
+	Commit    uint64         `json:"commit"`
+	Contact   fleet.Duration `json:"contact"` // since it last heard the leader
+	ClockNote string         `json:"clock_note,omitempty"`
+	Nodes     []ClusterNode  `json:"nodes"`
+}
+
+// ClusterNode is one node of the control plane.
+type ClusterNode struct {
+	Node    fleet.NodeID `json:"node"`
+	Role    string       `json:"role"` // leader, follower, unreachable
+	API     string       `json:"api"`
+	Applied uint64       `json:"applied"`
+	Digest  string       `json:"digest,omitempty"` // newest, as INDEX:HASH
+	Version string       `json:"version,omitempty"`
+	Note    string       `json:"note,omitempty"`
+}
+
+// Op is one operation.
+type Op struct {
+	Spec
+	Kind   Kind
+	Params []Param
+	Row    reflect.Type // of a query's rows; nil when it has none
+	Many   bool         // a query that yields a list of Row
+	args   reflect.Type
+	apply  func(tx *state.Tx, m Meta, args json.RawMessage) (Result, error)
+	query  func(ctx context.Context, env Env, args any) (any, error)
+	stream func(ctx context.Context, env Env, args any, w io.Writer) error
+}
+
+// Noun returns the first word of the name.
+func (o *Op) Noun() string { n, _, _ := strings.Cut(o.Name, " "); return n }
+
+// Verb returns the name without the noun.
+func (o *Op) Verb() string { _, v, _ := strings.Cut(o.Name, " "); return v }
+
+// Path returns the name as the API spells it: "pool.scale".
+func (o *Op) Path() string { return strings.ReplaceAll(o.Name, " ", ".") }
+
+// Version returns the version of the operation's arguments and meaning.
+func (o *Op) Version() int { return max(o.Ver, 1) }
+
+// Hidden reports whether people can't call the operation.
+func (o *Op) Hidden() bool { return o.Kind == KindInternal }
+
+// Logged reports whether the operation goes through the log.
+func (o *Op) Logged() bool { return o.apply != nil }
+
+// normalizer is implemented by arguments that can be given in several ways: it
+// brings them to the one form that is logged.
+type normalizer interface{ Normalize() error }
+
+// validator is implemented by arguments that can be wrong in themselves.
+type validator interface{ Validate() error }
+
+func define[A any](s Spec, k Kind) *Op {
+	t := reflect.TypeFor[A]()
+	return &Op{Spec: s, Kind: k, args: t, Params: paramsOf(t)}
+}
+
+func applyOf[A any](f func(*state.Tx, Meta, A) (Result, error)) func(*state.Tx, Meta, json.RawMessage) (Result, error) {
+	return func(tx *state.Tx, m Meta, raw json.RawMessage) (Result, error) {
+		var a A
+		if len(raw) > 0 {
+			if err := json.Unmarshal(raw, &a); err != nil {
+				return Result{}, fleet.Internalf("arguments in the log cannot be read: %s", err)
+			}
+		}
+		return f(tx, m, a)
+	}
+}
+
+// Mutation defines an operation that changes the state.
+func Mutation[A any](s Spec, f func(*state.Tx, Meta, A) (Result, error)) *Op {
+	o := define[A](s, KindMutation)
+	o.Record = Audit
+	o.apply = applyOf(f)
+	return o
+}
+
+// Internal defines what a loop, a node or an agent proposes.
+func Internal[A any](s Spec, f func(*state.Tx, Meta, A) (Result, error)) *Op {
+	o := define[A](s, KindInternal)
+	o.apply = applyOf(f)
+	return o
+}
+
+// Query defines an operation that reads. R is a struct, or a slice of structs
+// that becomes a table; see Column for its tags.
+func Query[A, R any](s Spec, f func(context.Context, Env, A) (R, error)) *Op {
+	o := define[A](s, KindQuery)
+	o.Row = reflect.TypeFor[R]()
+	if o.Row.Kind() == reflect.Slice {
+		o.Row, o.Many = o.Row.Elem(), true
+	}
+	o.query = func(ctx context.Context, env Env, args any) (any, error) { return f(ctx, env, *args.(*A)) }
+	return o
+}
+
+// Stream defines an operation that writes bytes as they come. When note is not
+// nil the operation is audited: note is applied, as a mutation, before.
+func Stream[A any](s Spec, note func(*state.Tx, Meta, A) (Result, error), f func(context.Context, Env, A, io.Writer) error) *Op {
+	o := define[A](s, KindStream)
+	if note != nil {
+		o.Record = Audit
+		o.apply = applyOf(note)
+	}
+	o.stream = func(ctx context.Context, env Env, args any, w io.Writer) error { return f(ctx, env, *args.(*A), w) }
+	return o
+}
+
+// NewArgs returns a pointer to new arguments with their defaults.
+func (o *Op) NewArgs() any {
+	p := reflect.New(o.args)
+	for _, param := range o.Params {
+		if param.Default != "" {
+			// A default that cannot be read is found by the catalog's tests.
+			_ = param.set(p.Elem(), []string{param.Default})
+		}
+	}
+	return p.Interface()
+}
+
+// Validate checks arguments made by NewArgs, Bind or Decode.
+func (o *Op) Validate(args any) error {
+	if n, ok := args.(normalizer); ok {
+		if err := n.Normalize(); err != nil {
+			return err
+		}
+	}
+	v := reflect.ValueOf(args).Elem()
+	for _, param := range o.Params {
+		f := v.FieldByIndex(param.index)
+		if param.Required && f.IsZero() {
+			return fleet.Invalidf("%s needs %s", o.Name, param.Placeholder()).WithHint("footplate %s", o.Usage())
+		}
+		if err := param.checkEnum(f); err != nil {
+			return err
+		}
+	}
+	if val, ok := args.(validator); ok {
+		return val.Validate()
+	}
+	if val, ok := v.Interface().(validator); ok {
+		return val.Validate()
+	}
+	return nil
+}
+
+// Decode reads arguments from JSON, strictly: unknown fields and trailing
+// bytes are errors. It validates them.
+func (o *Op) Decode(raw json.RawMessage) (any, error) {
+	args := o.NewArgs()
+	if len(bytes.TrimSpace(raw)) > 0 {
+		dec := json.NewDecoder(bytes.NewReader(raw))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(args); err != nil {
+			if fe := asFleet(err); fe != nil {
+				return nil, fe
+			}
+			return nil, fleet.Invalidf("arguments of %s: %s", o.Name, jsonError(err)).
+				WithHint("footplate help %s lists them", o.Name)
+		}
+		if _, err := dec.Token(); err != io.EOF {
+			return nil, fleet.Invalidf("arguments of %s: there is more after the object", o.Name)
+		}
+	}
+	if err := o.Validate(args); err != nil {
+		return nil, err
+	}
+	return args, nil
+}
+
+// jsonError says what is wrong with JSON, without the names of Go's types.
+func jsonError(err error) string {
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrong) && wrong.Field == "":
+		return fmt.Sprintf("a JSON object is wanted, not %s", wrong.Value)
+	case errors.As(err, &wrong):
+		return fmt.Sprintf("%s cannot be %s", wrong.Field, wrong.Value)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "the JSON is cut off"
+	}
+	return strings.TrimPrefix(err.Error(), "json: ")
+}
+
+// Encode writes arguments as the log keeps them.
+func (o *Op) Encode(args any) (json.RawMessage, error) {
+	b, err := json.Marshal(args)
+	if err != nil {
+		return nil, fleet.Invalidf("arguments of %s: %s", o.Name, err)
+	}
+	return b, nil
+}
+
+// Redact returns args, as the log has them, with the values of secret
+// parameters replaced.
+func (o *Op) Redact(args json.RawMessage) json.RawMessage {
+	secret := false
+	for _, p := range o.Params {
+		secret = secret || p.Secret
+	}
+	if !secret || len(args) == 0 {
+		return args
+	}
+	v := reflect.New(o.args)
+	if json.Unmarshal(args, v.Interface()) != nil {
+		return json.RawMessage(`"unreadable"`)
+	}
+	for _, p := range o.Params {
+		if p.Secret {
+			redact(v.Elem().FieldByIndex(p.index))
+		}
+	}
+	b, err := json.Marshal(v.Interface())
+	if err != nil {
+		return json.RawMessage(`"unreadable"`)
+	}
+	return b
+}
+
+// redact replaces what is in f: texts, also in a list, by a note; all else by
+// its zero value.
+func redact(f reflect.Value) {
+	switch {
+	case f.IsZero():
+	case f.Kind() == reflect.String:
+		f.SetString("[redacted]")
+	case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.String:
+		for i := range f.Len() {
+			redact(f.Index(i))
+		}
+	default:
+		f.SetZero()
+	}
+}
+
+// Query runs a query.
+func (o *Op) Query(ctx context.Context, env Env, args any) (any, error) {
+	return o.query(ctx, env, args)
+}
+
+// Stream runs a stream.
+func (o *Op) Stream(ctx context.Context, env Env, args any, w io.Writer) error {
+	return o.stream(ctx, env, args, w)
+}

@@ -1,0 +1,46 @@
+package server
+
+import (
+	"net/http"
+
+	"footplate/fleet"
+)
+
+// readyAfter: a node that has not heard a leader for longer than this is not
+// ready.
+const readyAfter = 5 * fleet.Second
+
+// health is what /healthz and /readyz answer.
+type health struct {
+	Status string       `json:"status"` // ok or not ready
+	Node   fleet.NodeID `json:"node"`
+	Role   string       `json:"role"`
+	Leader fleet.NodeID `json:"leader,omitempty"`
+	Why    string       `json:"why,omitempty"`
+}
+
+// healthz says that the process is up.
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
+	leader, _ := s.cfg.Replica.Leader()
+	_ = s.reply(w, health{Status: "ok", Node: s.cfg.Node, Role: s.cfg.Status().Role, Leader: leader})
+}
+
+// readyz says whether requests should be sent to this node.
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	leader, term := s.cfg.Replica.Leader()
+	h := health{Status: "ok", Node: s.cfg.Node, Role: s.cfg.Status().Role, Leader: leader}
+	switch contact := s.cfg.Replica.Contact(); {
+	case h.Role == halted || leader == "" || leader == s.cfg.Node && term == 0:
+		h.Why = s.noLeader(r.Context()).Msg
+	case s.cfg.View().Cluster == "":
+		h.Why = "the node has not got the cluster's state yet"
+	case contact > readyAfter:
+		h.Why = "the node has not heard its leader for " + contact.String()
+	}
+	status := http.StatusOK
+	if h.Why != "" {
+		h.Status, status = "not ready", http.StatusServiceUnavailable
+	}
+	w.Header().Set("Content-Type", "application/json")
+	s.write(w, status, h)
+}

@@ -1,0 +1,90 @@
+package state
+
+import "footplate/fleet"
+
+// Node is a member of the control plane.
+type Node struct {
+	ID   fleet.NodeID `json:"id"`
+	API  string       `json:"api"`  // base URL, for clients, agents and the other nodes
+	Raft string       `json:"raft"` // host:port
+	At   fleet.Time   `json:"at"`
+}
+
+// KeyTTL is how long a command's key is remembered, on the state clock.
+const KeyTTL = 24 * fleet.Hour
+
+// Remembered is the first outcome of a command key.
+type Remembered struct {
+	ID      string     `json:"id"` // (principal, key)
+	Op      string     `json:"op"`
+	Args    string     `json:"args"` // hex SHA-256 of operation and arguments
+	At      fleet.Time `json:"at"`
+	Outcome Outcome    `json:"outcome"`
+}
+
+// Refusals counts the repeats of one refusal, so that they make one entry.
+type Refusals struct {
+	At    fleet.Time `json:"at"`    // of the newest entry
+	Count int        `json:"count"` // since then, not in an entry yet
+}
+
+// RefusalWindow: repeats of a refusal within it are counted, not written.
+const RefusalWindow = fleet.Minute
+
+// Show is how an operation appears in the channel.
+type Show string
+
+// The ways to appear in the channel.
+const (
+	ShowNone  Show = ""
+	ShowLine  Show = "line"  // a line of its own
+	ShowGroup Show = "group" // one line for a run of the same operation by the same principal
+)
+
+// Parcel is one thing that the outbox holds for the channel, until it was
+// delivered.
+type Parcel struct {
+	N     uint64        `json:"n"`
+	Entry fleet.EntryNo `json:"entry"`
+	Show  Show          `json:"show"`
+	Line  Line          `json:"line"`
+}
+
+// Line is one line of the channel.
+type Line struct {
+	N       uint64             `json:"n"` // dense, in the order of delivery
+	At      fleet.Time         `json:"at"`
+	By      fleet.Principal    `json:"by"`
+	Via     string             `json:"via"`
+	Op      string             `json:"op"`
+	Outcome fleet.EntryOutcome `json:"outcome"`
+	Text    string             `json:"text"`
+	Reason  string             `json:"reason,omitempty"`
+	First   fleet.EntryNo      `json:"first"` // the entries that it stands for
+	Last    fleet.EntryNo      `json:"last"`
+	Count   int                `json:"count"`
+}
+
+// ChannelKeep is how many lines of the console's channel stay in the state;
+// older ones are in the archive, as entries.
+const ChannelKeep = 1000
+
+// Meta is what the state holds beside its tables.
+type Meta struct {
+	Cluster string       `json:"cluster"`
+	Epoch   uint64       `json:"epoch"`
+	Index   uint64       `json:"index"` // of the newest applied log entry
+	Term    uint64       `json:"term"`  // of the newest "leader begin"
+	Leader  fleet.NodeID `json:"leader"`
+	Clock   fleet.Time   `json:"clock"`
+
+	Build   fleet.BuildID   `json:"build"` // the newest number given, of each kind
+	Attempt fleet.AttemptID `json:"attempt"`
+	Entry   fleet.EntryNo   `json:"entry"`
+	Launch  fleet.LaunchID  `json:"launch"`
+	Parcel  uint64          `json:"parcel"`
+	Line    uint64          `json:"line"`
+	Key     uint64          `json:"key"`
+	Members uint64          `json:"members"` // version of the membership
+	Head    string          `json:"head"`    // hash of the newest entry
+}

@@ -1,0 +1,172 @@
+package state
+
+import "footplate/fleet"
+
+// View is the state at one moment, for reading. It never changes; any number
+// of goroutines may read it.
+type View struct {
+	Meta
+	Nodes    Rows[fleet.NodeID, Node]
+	Tokens   Rows[string, fleet.Token]
+	Orgs     Rows[fleet.OrgName, fleet.Org]
+	Pools    Rows[fleet.PoolName, fleet.Pool]
+	Hosts    Rows[fleet.HostID, fleet.Host]
+	Launches Rows[fleet.LaunchID, fleet.Launch]
+	Builds   Rows[fleet.BuildID, fleet.Build]
+	Attempts Rows[fleet.AttemptID, fleet.Attempt]
+	Gates    Rows[string, fleet.Gate]
+	Pauses   Rows[fleet.Loop, fleet.Pause]
+	Keys     Rows[string, Remembered]
+	KeyOrder Rows[fleet.EntryNo, string]
+	Refusals Rows[string, Refusals]
+	Outbox   Rows[fleet.EntryNo, Parcel]
+	Channel  Rows[fleet.EntryNo, Line]
+	derived
+}
+
+// dumper writes the rows of one table.
+type dumper struct {
+	name string
+	rows func(name string, emit func(table string, row any) error) error
+}
+
+func (v *View) tables() []dumper {
+	return []dumper{
+		{"nodes", v.Nodes.dumpRows}, {"tokens", v.Tokens.dumpRows}, {"orgs", v.Orgs.dumpRows},
+		{"pools", v.Pools.dumpRows}, {"hosts", v.Hosts.dumpRows}, {"launches", v.Launches.dumpRows},
+		{"builds", v.Builds.dumpRows}, {"attempts", v.Attempts.dumpRows}, {"gates", v.Gates.dumpRows},
+		{"pauses", v.Pauses.dumpRows}, {"keys", v.Keys.dumpRows}, {"key_order", v.KeyOrder.dumpRows},
+		{"refusals", v.Refusals.dumpRows}, {"outbox", v.Outbox.dumpRows}, {"channel", v.Channel.dumpRows},
+	}
+}
+
+// Publish returns the state as it is now. What did not change since the last
+// publication is shared with it.
+func (st *State) Publish() *View {
+	last := st.last
+	if last == nil {
+		last = new(View)
+	}
+	v := &View{
+		Meta:     st.Meta,
+		Nodes:    st.tables.Nodes.publish(last.Nodes),
+		Tokens:   st.tables.Tokens.publish(last.Tokens),
+		Orgs:     st.tables.Orgs.publish(last.Orgs),
+		Pools:    st.tables.Pools.publish(last.Pools),
+		Hosts:    st.tables.Hosts.publish(last.Hosts),
+		Launches: st.tables.Launches.publish(last.Launches),
+		Gates:    st.tables.Gates.publish(last.Gates),
+		Pauses:   st.tables.Pauses.publish(last.Pauses),
+		Keys:     st.tables.Keys.publish(last.Keys),
+		KeyOrder: st.tables.KeyOrder.publish(last.KeyOrder),
+		Refusals: st.tables.Refusals.publish(last.Refusals),
+		Outbox:   st.tables.Outbox.publish(last.Outbox),
+		Channel:  st.tables.Channel.publish(last.Channel),
+		derived:  last.derived,
+	}
+	if st.tables.Builds.touched || st.tables.Attempts.touched {
+		v.derived = st.derived.copy()
+	}
+	v.Builds = st.tables.Builds.publish(last.Builds)
+	v.Attempts = st.tables.Attempts.publish(last.Attempts)
+	st.last = v
+	return v
+}
+
+// peek returns a view of the state itself, good until its next write.
+func (st *State) peek() *View {
+	return &View{
+		Meta:  st.Meta,
+		Nodes: st.tables.Nodes.Rows, Tokens: st.tables.Tokens.Rows, Orgs: st.tables.Orgs.Rows,
+		Pools: st.tables.Pools.Rows, Hosts: st.tables.Hosts.Rows, Launches: st.tables.Launches.Rows,
+		Builds: st.tables.Builds.Rows, Attempts: st.tables.Attempts.Rows,
+		Gates: st.tables.Gates.Rows, Pauses: st.tables.Pauses.Rows,
+		Keys: st.tables.Keys.Rows, KeyOrder: st.tables.KeyOrder.Rows, Refusals: st.tables.Refusals.Rows,
+		Outbox: st.tables.Outbox.Rows, Channel: st.tables.Channel.Rows,
+		derived: st.derived,
+	}
+}
+
+// Scratch returns a state of its own that starts as v is: for trials and dry
+// runs. It shares what it does not change. Calls on views of one state must not
+// overlap: a copy marks its source, and views share the tables that did not
+// change between them. A scratch state has no digest.
+func (v *View) Scratch() *State {
+	st := New()
+	st.Meta = v.Meta
+	scratch(st.tables.Nodes, v.Nodes)
+	scratch(st.tables.Tokens, v.Tokens)
+	scratch(st.tables.Orgs, v.Orgs)
+	scratch(st.tables.Pools, v.Pools)
+	scratch(st.tables.Hosts, v.Hosts)
+	scratch(st.tables.Launches, v.Launches)
+	scratch(st.tables.Builds, v.Builds)
+	scratch(st.tables.Attempts, v.Attempts)
+	scratch(st.tables.Gates, v.Gates)
+	scratch(st.tables.Pauses, v.Pauses)
+	scratch(st.tables.Keys, v.Keys)
+	scratch(st.tables.KeyOrder, v.KeyOrder)
+	scratch(st.tables.Refusals, v.Refusals)
+	scratch(st.tables.Outbox, v.Outbox)
+	scratch(st.tables.Channel, v.Channel)
+	st.derived = v.derived.copy()
+	return st
+}
+
+func scratch[K key, R any](t *Table[K, R], rows Rows[K, R]) { t.s = rows.s.Copy() }
+
+// SlotsOf returns the slots that org's promoted builds need.
+func (v *View) SlotsOf(org fleet.OrgName) int {
+	n, _ := v.derived.Using.Get(org)
+	return n
+}
+
+// DepthOf returns the number of tasks that wait for a slot in pool.
+func (v *View) DepthOf(pool fleet.PoolName) int {
+	n, _ := v.derived.Depth.Get(pool)
+	return n
+}
+
+// LiveOn yields the attempts that hold a slot of host, oldest first.
+func (v *View) LiveOn(host fleet.HostID) []fleet.Attempt {
+	var out []fleet.Attempt
+	for r := range v.Running.From(Running{Host: host}) {
+		if r.Host != host {
+			break
+		}
+		a, _ := v.Attempts.Get(r.Attempt)
+		out = append(out, a)
+	}
+	return out
+}
+
+// UsedSlots returns how many slots of host are taken.
+func (v *View) UsedSlots(host fleet.HostID) int {
+	n := 0
+	for r := range v.Running.From(Running{Host: host}) {
+		if r.Host != host {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// Gated returns the gate that stops stage for org and pool, if one does.
+func (v *View) Gated(stage fleet.GateStage, org fleet.OrgName, pool fleet.PoolName) (fleet.Gate, bool) {
+	for _, g := range v.Gates.All() {
+		if g.Until > v.Clock && g.Stops(stage, org, pool) {
+			return g, true
+		}
+	}
+	return fleet.Gate{}, false
+}
+
+// Paused returns the pause of loop, if it has one.
+func (v *View) Paused(loop fleet.Loop) (fleet.Pause, bool) {
+	p, ok := v.Pauses.Get(loop)
+	if !ok || p.Until <= v.Clock {
+		return fleet.Pause{}, false
+	}
+	return p, true
+}

@@ -1,0 +1,168 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"footplate/controlplane/api"
+	"footplate/fleet"
+	"footplate/fleet/lease"
+)
+
+// The bounds of a call. A sync is given up by the duty.
+const (
+	beatTimeout = 2500 * time.Millisecond
+	dialTimeout = 2 * time.Second
+	logsTimeout = 10 * time.Second
+	maxAnswer   = 64 << 20 // hundreds of the largest build specs
+)
+
+// caller talks to nodes. Syncs, beats and logs have connections of their own:
+// a log that crawls must not hold up a beat.
+type caller struct {
+	token, cluster, via string
+
+	syncs, beats, logs *http.Client
+
+	mu      sync.Mutex
+	node    int        // which of the nodes syncs go through
+	addr    string     // that the newest sync went through
+	sentAt  lease.Mono // when it did
+	abandon context.CancelCauseFunc
+
+	said text // the newest failure of a sync that was logged
+}
+
+// text is a string that several goroutines may use.
+type text struct{ v atomic.Value }
+
+func (t *text) Load() string {
+	s, _ := t.v.Load().(string)
+	return s
+}
+
+func (t *text) Store(s string) { t.v.Store(s) }
+
+func newCaller(c Config) *caller {
+	client := func(idle int) *http.Client {
+		return &http.Client{Transport: &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
+			MaxIdleConnsPerHost: idle,
+			IdleConnTimeout:     time.Minute,
+		}}
+	}
+	k := &caller{
+		token: c.Token, cluster: c.Cluster, via: "agent/" + c.Version,
+		syncs: client(2), beats: client(1), logs: client(4),
+	}
+	// Not all agents of a fleet begin with the same node.
+	for _, b := range []byte(c.Host) {
+		k.node = (k.node*31 + int(b)) & 0xffff
+	}
+	return k
+}
+
+// current returns the base URL of the node that syncs go through.
+func (k *caller) current(nodes []api.NodeAddr) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.pick(nodes)
+}
+
+func (k *caller) pick(nodes []api.NodeAddr) string {
+	for range nodes {
+		if n := nodes[k.node%len(nodes)]; n.API != "" {
+			k.addr = n.API
+			return n.API
+		}
+		k.node++
+	}
+	return ""
+}
+
+// through says which node a sync that is sent now goes through. Its context
+// ends early when that node is found not to answer.
+func (k *caller) through(ctx context.Context, nodes []api.NodeAddr) (addr string, _ context.Context, done func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	k.abandon, k.sentAt = cancel, now()
+	return k.pick(nodes), ctx, func() { cancel(nil) }
+}
+
+// turn goes on to the next node, unless that has been done.
+func (k *caller) turn(from string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.addr == from {
+		k.node++
+		k.addr = ""
+	}
+}
+
+// blame is told that a beat that was sent at a moment was not answered by a
+// node. A sync that waits for the same node, and was sent before, need not be
+// waited for any longer: one is held open on purpose, a beat never is.
+func (k *caller) blame(addr string, at lease.Mono) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.abandon != nil && k.addr == addr && k.sentAt <= at {
+		k.abandon(fleet.Unavailablef("%s does not answer", addr))
+	}
+}
+
+func (k *caller) close() {
+	for _, c := range []*http.Client{k.syncs, k.beats, k.logs} {
+		c.CloseIdleConnections()
+	}
+}
+
+// post sends in and reads out. The error is the one that the server raised,
+// where it did.
+func (k *caller) post(ctx context.Context, c *http.Client, base, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+k.token)
+	req.Header.Set(api.HeaderVia, k.via)
+	if k.cluster != "" {
+		req.Header.Set(api.HeaderCluster, k.cluster)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("read answer of %s: %w", base, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		var p api.Problem
+		if json.Unmarshal(answer, &p) == nil && p.Code != "" {
+			return &fleet.Error{Code: p.Code, Msg: p.Detail, Hint: p.Hint}
+		}
+		return fleet.Unavailablef("%s answers %s", base, resp.Status)
+	}
+	if out == nil || len(bytes.TrimSpace(answer)) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return fmt.Errorf("understand answer of %s: %w", base, err)
+	}
+	return nil
+}
