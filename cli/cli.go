@@ -30,6 +30,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"footplate/controlplane/catalog"
 	"footplate/fleet"
@@ -161,14 +162,10 @@ func (p *program) colors(w io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(w)
 }
 
-// isTerminal reports whether f is a terminal. Devices of other kinds are taken
-// for one too, but for the null device, which answers nothing.
+// isTerminal reports whether f is a terminal.
 func isTerminal(f any) bool {
 	file, ok := f.(*os.File)
-	if !ok {
-		return false
-	}
-	return terminal(file)
+	return ok && term.IsTerminal(int(file.Fd()))
 }
 
 // Offline makes a form of an operation that asks no server: run is called in
@@ -248,7 +245,7 @@ func (p *program) tree(extra []*cobra.Command) *cobra.Command {
 		leaf := &cobra.Command{
 			Use: words[len(words)-1], Short: o.Summary, DisableFlagParsing: true,
 			RunE: func(cmd *cobra.Command, args []string) error {
-				_, err := p.run(cmd.Context(), p.surface(), o, args)
+				_, err := p.run(cmd.Context(), p.surface(cmd.Context()), o, args)
 				return err
 			},
 			ValidArgsFunction: p.completer(o),
@@ -273,6 +270,12 @@ func (p *program) tree(extra []*cobra.Command) *cobra.Command {
 		root.AddCommand(c)
 	}
 	root.InitDefaultHelpFlag()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			c.Short = "print the completion script of a shell: bash, zsh, fish or powershell"
+		}
+	}
 	return root
 }
 
@@ -320,23 +323,43 @@ func (p *program) unknown(words []string) error {
 }
 
 // surface is the shell that the program was started from.
-func (p *program) surface() Surface {
+func (p *program) surface(ctx context.Context) Surface {
 	s := Surface{In: p.in, Out: p.out, Err: p.err, Color: p.colors(p.out)}
 	if isTerminal(p.in) {
-		s.Ask = func(lines []string) (bool, error) {
-			for _, l := range lines {
-				fmt.Fprintln(p.err, "  "+l)
-			}
-			fmt.Fprint(p.err, "go on? [y/N] ")
-			answer, err := bufio.NewReader(p.in).ReadString('\n')
-			if err != nil && err != io.EOF {
-				return false, fmt.Errorf("read the answer: %w", err)
-			}
-			answer = strings.ToLower(strings.TrimSpace(answer))
-			return answer == "y" || answer == "yes", nil
-		}
+		s.Ask = func(lines []string) (bool, error) { return ask(ctx, p.in, p.err, lines) }
 	}
 	return s
+}
+
+// ask shows a plan and asks whether to go on. Whoever interrupts has said no.
+func ask(ctx context.Context, in io.Reader, out io.Writer, lines []string) (bool, error) {
+	for _, l := range lines {
+		fmt.Fprintln(out, "  "+l)
+	}
+	fmt.Fprint(out, "go on? [y/N] ")
+	type answer struct {
+		text string
+		err  error
+	}
+	answered := make(chan answer, 1)
+	go func() { // a read of a terminal cannot be called off: it ends with the program
+		text, err := bufio.NewReader(in).ReadString('\n')
+		answered <- answer{text, err}
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(out)
+		return false, ctx.Err()
+	case a := <-answered:
+		if a.err != nil && a.err != io.EOF {
+			return false, fmt.Errorf("read the answer: %w", a.err)
+		}
+		switch strings.ToLower(strings.TrimSpace(a.text)) {
+		case "y", "yes":
+			return true, nil
+		}
+		return false, nil
+	}
 }
 
 func (p *program) versionCommand() *cobra.Command {

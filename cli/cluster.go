@@ -38,7 +38,7 @@ func (c *Connection) query(ctx context.Context, o *op.Op, args any, stale bool) 
 }
 
 func (c *Connection) stream(ctx context.Context, o *op.Op, args any, r api.Request) (io.ReadCloser, error) {
-	return c.client.Stream(ctx, o, args)
+	return c.client.Stream(ctx, o, args, client.Options{Key: r.Key, Reason: r.Reason, Incident: r.Incident})
 }
 
 // How the backlog of the channel is told from what comes live: the server sends

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -128,7 +129,7 @@ func TestExitCodes(t *testing.T) {
 		n.mutation("pool.scale", func(api.Request) (api.Reply, error) {
 			return api.Reply{}, &fleet.Error{Code: code, Msg: "it went so", Hint: "do this"}
 		})
-		out, errs, got := shell(t, []*node{n}, "", "pool", "scale", "linux", "+2", "--timeout", "1s")
+		out, errs, got := shell(t, []*node{n}, "", "pool", "scale", "linux", "+2", "--timeout", "300ms")
 		if got != exit || out != "" || !strings.HasPrefix(errs, "error: ") {
 			t.Errorf("%s: exit code %d, want %d; stdout %q, stderr %q", code, got, exit, out, errs)
 		}
@@ -170,6 +171,22 @@ func TestMutation(t *testing.T) {
 	var reply api.Reply
 	if err := json.Unmarshal([]byte(out), &reply); err != nil || reply.Entry != 12 {
 		t.Errorf("-o json: %v, %q", err, out)
+	}
+}
+
+// A stream that leaves an entry says why.
+func TestAuditedStream(t *testing.T) {
+	n := newNode(t)
+	var q api.Request
+	n.paths["cluster.snapshot.save"] = func(w http.ResponseWriter, r *http.Request) {
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
+			t.Errorf("body: %v", err)
+		}
+		fmt.Fprint(w, "the state")
+	}
+	out, errs, exit := shell(t, []*node{n}, "", "cluster", "snapshot", "save", "--reason", "before the upgrade")
+	if exit != 0 || out != "the state" || q.Reason != "before the upgrade" || q.Key == "" {
+		t.Errorf("exit code %d, stdout %q, stderr %q, request %+v", exit, out, errs, q)
 	}
 }
 
@@ -286,6 +303,23 @@ func TestConfirmation(t *testing.T) {
 	})
 }
 
+func TestAsk(t *testing.T) {
+	for answer, want := range map[string]bool{"y\n": true, " YES \n": true, "n\n": false, "\n": false, "": false, "yes please\n": false} {
+		var out bytes.Buffer
+		got, err := ask(t.Context(), strings.NewReader(answer), &out, []string{"host linux-3 gets no new work"})
+		if got != want || err != nil || out.String() != "  host linux-3 gets no new work\ngo on? [y/N] " {
+			t.Errorf("answer %q: %t, %v, after %q", answer, got, err, out.String())
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	never, write := io.Pipe()
+	defer write.Close()
+	if yes, err := ask(ctx, never, io.Discard, nil); yes || err == nil {
+		t.Errorf("interrupted: %t, %v", yes, err)
+	}
+}
+
 // Whoever does not know what came of a command is told the key, and repeating
 // the command with it tells.
 func TestOutcomeUnknown(t *testing.T) {
@@ -293,7 +327,7 @@ func TestOutcomeUnknown(t *testing.T) {
 	n.mutation("pool.scale", func(q api.Request) (api.Reply, error) {
 		return api.Reply{}, fleet.Unknownf("leadership was lost while the command was on its way")
 	})
-	_, errs, exit := shell(t, []*node{n}, "", "pool", "scale", "linux", "6", "--timeout", "500ms")
+	_, errs, exit := shell(t, []*node{n}, "", "pool", "scale", "linux", "6", "--timeout", "300ms")
 	if exit != 8 {
 		t.Errorf("exit code %d, stderr %q", exit, errs)
 	}
@@ -508,5 +542,31 @@ func TestChannelLines(t *testing.T) {
 	want := []string{"28:28-28/1", "29:29-29/1", "30:30-30/1", "0:0-0/0", "31:31-31/1", "31:32-34/3"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
+
+// Every operation of the catalog has its command, help and place in the
+// reference; what is not for people has none.
+func TestEveryOperationIsACommand(t *testing.T) {
+	p := &program{Session: Session{registry: catalog.All()}, in: strings.NewReader(""), out: io.Discard, err: io.Discard}
+	p.root = p.tree(nil)
+	var reference bytes.Buffer
+	if err := WriteReference(&reference, p.registry); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range p.registry.Ops() {
+		c, rest, err := p.root.Find(strings.Fields(o.Name))
+		found := err == nil && len(rest) == 0 && c.DisableFlagParsing
+		var help bytes.Buffer
+		helped := p.help(&help, strings.Fields(o.Name)) == nil
+		listed := strings.Contains(reference.String(), "\n#### "+o.Name+"\n")
+		if want := !o.Hidden(); found != want || helped != want || listed != want {
+			t.Errorf("%s: command %t, help %t, reference %t; want %t", o.Name, found, helped, listed, want)
+		}
+		for _, e := range o.Examples {
+			if !strings.Contains(help.String(), "footplate "+e+"\n") {
+				t.Errorf("help of %s does not show %q", o.Name, e)
+			}
+		}
 	}
 }

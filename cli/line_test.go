@@ -225,3 +225,34 @@ func TestComplete(t *testing.T) {
 		}
 	}
 }
+
+// Whatever is typed, the shell understands it or refuses it, and reads nothing
+// twice.
+func FuzzReadLine(f *testing.F) {
+	r := catalog.All()
+	for _, o := range r.Ops() {
+		for _, e := range o.Examples {
+			f.Add(e)
+		}
+	}
+	f.Add("host drain - -- - --yes=\u2014x -f=-")
+	f.Add("build submit -f - --file=- \u2014reason")
+	f.Fuzz(func(t *testing.T, text string) {
+		words, err := op.Split(text)
+		if err != nil {
+			return
+		}
+		o, rest, err := r.Find(words)
+		if err != nil {
+			return
+		}
+		l, err := readLine(o, rest, &settings{})
+		if err != nil || l.file != "" && l.file != "-" {
+			return
+		}
+		if _, err := l.fill(strings.NewReader("linux-1 7")); err != nil {
+			return
+		}
+		_, _ = r.ParseWords(append(strings.Fields(o.Name), l.words...))
+	})
+}

@@ -204,7 +204,7 @@ func (s *Session) mutate(ctx context.Context, sf Surface, call *op.Call, f forma
 		if err != nil {
 			return done, err
 		}
-		if confirm, err = ask(sf, o, reply.Plan); err != nil {
+		if confirm, err = confirmed(sf, o, reply.Plan); err != nil {
 			return done, err
 		}
 	}
@@ -212,7 +212,7 @@ func (s *Session) mutate(ctx context.Context, sf Surface, call *op.Call, f forma
 	// What is safe as a rule can be disruptive as asked for: the server says so
 	// and sends the plan along.
 	if e := fleet.AsError(err); e != nil && e.Code == fleet.CodeConfirm && e.Plan != nil && confirm == "" && sf.Ask != nil {
-		if confirm, err = ask(sf, o, e.Plan); err != nil {
+		if confirm, err = confirmed(sf, o, e.Plan); err != nil {
 			return done, err
 		}
 		reply, err = send(false, confirm)
@@ -240,8 +240,8 @@ func nameKey(err error, key string) error {
 	return e.WithHint("repeat it with --idempotency-key %s: it tells what came of it, and never acts twice", key)
 }
 
-// ask shows a plan and returns the confirmation of exactly that plan.
-func ask(sf Surface, o *op.Op, plan *fleet.Plan) (string, error) {
+// confirmed shows a plan and returns the confirmation of exactly that plan.
+func confirmed(sf Surface, o *op.Op, plan *fleet.Plan) (string, error) {
 	if plan == nil {
 		return "", fleet.Internalf("the server sent no plan of %s", o.Name)
 	}

@@ -1,5 +1,7 @@
 package fleet
 
+import "strings"
+
 // Stage is where a build is.
 type Stage string
 
@@ -130,6 +132,8 @@ func (s *BuildSpec) Validate() error {
 		return Invalidf("source has a ref but no repo").WithHint("set source.repo")
 	case s.Source.Repo != "" && s.Source.Repo[0] != '/':
 		return Invalidf("source.repo %q is not an absolute path", s.Source.Repo)
+	case strings.ContainsRune(s.Source.Repo+s.Source.Ref, 0):
+		return Invalidf("source has a zero byte")
 	case len(s.Source.Ref) > 0 && s.Source.Ref[0] == '-':
 		return Invalidf("source.ref %q begins with a hyphen", s.Source.Ref)
 	case s.Retry != RetrySafe && s.Retry != RetryEager:
@@ -171,6 +175,9 @@ func (s *BuildSpec) Validate() error {
 			if step.Run == "" {
 				return Invalidf("step %d of task %q has nothing to run", j+1, task.Name)
 			}
+			if strings.ContainsRune(step.Run, 0) {
+				return Invalidf("step %d of task %q has a zero byte", j+1, task.Name)
+			}
 			if step.Timeout < 0 || step.Timeout > 7*Day {
 				return Invalidf("timeout of step %d of task %q is %s; it must lie between 0 and 7d", j+1, task.Name, step.Timeout)
 			}
@@ -192,10 +199,8 @@ func validateEnv(where string, env []EnvVar) error {
 		if !ok {
 			return Invalidf("%s: %q cannot be the name of a variable", where, v.Name)
 		}
-		for i := 0; i < len(v.Value); i++ {
-			if v.Value[i] == 0 {
-				return Invalidf("%s: the value of %s has a zero byte", where, v.Name)
-			}
+		if strings.ContainsRune(v.Value, 0) {
+			return Invalidf("%s: the value of %s has a zero byte", where, v.Name)
 		}
 	}
 	return nil

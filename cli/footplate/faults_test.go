@@ -71,7 +71,8 @@ type hit struct {
 	do   func(t *testing.T, agent int)
 	heal func(agent int)
 	most time.Duration // until the next attempt starts
-	same bool          // the task may go on under the same attempt
+	// daemon: the task marks its life from a daemon that has forked twice.
+	daemon bool
 }
 
 func hits() []hit {
@@ -84,6 +85,7 @@ func hits() []hit {
 	}
 	return []hit{
 		{name: "agent", most: 10 * time.Second, do: func(t *testing.T, a int) { kill(t, a) }},
+		{name: "daemon", most: 10 * time.Second, daemon: true, do: func(t *testing.T, a int) { kill(t, a) }},
 		{name: "supervisor", most: 10 * time.Second, do: func(t *testing.T, a int) { kill(t, supervisors(a)...) }},
 		{name: "both", most: 10 * time.Second, do: func(t *testing.T, a int) { kill(t, append(supervisors(a), a)...) }},
 		{
@@ -111,7 +113,11 @@ func TestAgentKilled(t *testing.T) {
 
 func hurt(t *testing.T, p *plant, h hit) {
 	m := newMarks(t)
-	id := p.submit(m, 4)
+	script := m.script(4)
+	if h.daemon {
+		script = m.daemonScript(4)
+	}
+	id := p.submitted(p.must("build", "submit", "--org", "demo", "--pool", "local", "--run", script, "-o", "json"))
 	p.wait(20*time.Second, "the build to run", func() bool { return len(m.read()) == 1 })
 	var agent int
 	for _, a := range p.build(id).List {

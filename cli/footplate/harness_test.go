@@ -73,6 +73,7 @@ type node struct {
 type plantConfig struct {
 	nodes, hosts, slots int
 	fence, suspect      string
+	listen              string // address of the nodes' APIs; loopback when empty
 }
 
 func startPlant(t testing.TB, c plantConfig) *plant {
@@ -82,6 +83,9 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 		t.Fatal(err)
 	}
 	p := &plant{t: t, dir: dir}
+	if c.listen == "" {
+		c.listen = "127.0.0.1"
+	}
 	t.Cleanup(p.stop)
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
@@ -96,7 +100,7 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 	}
 	p.admin = "secret-of-admin-for-tests"
 	for i := range c.nodes {
-		n := &node{name: fmt.Sprintf("n%d", i+1), api: freeAddr(t), raft: freeAddr(t)}
+		n := &node{name: fmt.Sprintf("n%d", i+1), api: freeAddr(t, c.listen), raft: freeAddr(t, "127.0.0.1")}
 		n.proxy = startProxy(t, n.raft)
 		n.args = []string{
 			"server", "--node", n.name, "--data", filepath.Join(dir, n.name), "--listen", n.api,
@@ -295,10 +299,13 @@ func (p *plant) build(id fleet.BuildID) catalog.BuildDetail {
 // one every 50 ms, and one at its end, each with the attempt's number.
 func (p *plant) submit(marks *marks, seconds int, extra ...string) fleet.BuildID {
 	p.t.Helper()
-	script := fmt.Sprintf(`m() { echo "$1 $FOOTPLATE_BUILD.$FOOTPLATE_TASK $FOOTPLATE_ATTEMPT $(date +%%s%%N)" >> %s; }
-m start; i=0; while [ $i -lt %d ]; do m tick; sleep 0.05; i=$((i+1)); done; m end`, marks.file, seconds*20)
-	args := append([]string{"build", "submit", "--org", "demo", "--pool", "local", "--run", script, "-o", "json"}, extra...)
-	out := p.must(args...)
+	args := append([]string{"build", "submit", "--org", "demo", "--pool", "local", "--run", marks.script(seconds), "-o", "json"}, extra...)
+	return p.submitted(p.must(args...))
+}
+
+// submitted returns the build that an answer of "build submit" names.
+func (p *plant) submitted(out string) fleet.BuildID {
+	p.t.Helper()
 	var reply struct {
 		Result catalog.Submitted `json:"result"`
 	}
@@ -306,6 +313,12 @@ m start; i=0; while [ $i -lt %d ]; do m tick; sleep 0.05; i=$((i+1)); done; m en
 		p.t.Fatalf("build submit answered %s (%v)", out, err)
 	}
 	return reply.Result.Build
+}
+
+// script is a shell script that marks its life for so many seconds.
+func (m *marks) script(seconds int) string {
+	return fmt.Sprintf(`m() { echo "$1 $FOOTPLATE_BUILD.$FOOTPLATE_TASK $FOOTPLATE_ATTEMPT $(date +%%s%%N)" >> %s; }
+m start; i=0; while [ $i -lt %d ]; do m tick; sleep 0.05; i=$((i+1)); done; m end`, m.file, seconds*20)
 }
 
 // machinePID returns the process of a local host.
@@ -340,6 +353,15 @@ func newMarks(t testing.TB) *marks {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// daemonScript marks its life from a daemon that has forked twice and left its
+// session, while the step itself only waits.
+func (m *marks) daemonScript(seconds int) string {
+	return fmt.Sprintf(`export M=%s; (setsid sh -c '
+m() { echo "$1 $FOOTPLATE_BUILD.$FOOTPLATE_TASK $FOOTPLATE_ATTEMPT $(date +%%s%%N)" >> $M; }
+while :; do m tick; sleep 0.05; done' >/dev/null 2>&1 &)
+sleep %d`, m.file, seconds)
 }
 
 // life is what one attempt marked.
@@ -454,8 +476,8 @@ func (p *proxy) set(cut bool) {
 	}
 }
 
-func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func freeAddr(t testing.TB, host string) string {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -344,11 +344,16 @@ func (o *Op) Decode(raw json.RawMessage) (any, error) {
 func jsonError(err error) string {
 	var wrong *json.UnmarshalTypeError
 	switch {
-	case errors.As(err, &wrong) && wrong.Field == "":
+	case !errors.As(err, &wrong):
+	case err != error(wrong): // said by a type of ours, in its own words
+		own, _, _ := strings.Cut(err.Error(), ": json: ")
+		return own
+	case wrong.Field == "":
 		return fmt.Sprintf("a JSON object is wanted, not %s", wrong.Value)
-	case errors.As(err, &wrong):
+	default:
 		return fmt.Sprintf("%s cannot be %s", wrong.Field, wrong.Value)
-	case errors.Is(err, io.ErrUnexpectedEOF):
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return "the JSON is cut off"
 	}
 	return strings.TrimPrefix(err.Error(), "json: ")

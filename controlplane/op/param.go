@@ -177,7 +177,7 @@ func (p Param) setOne(f reflect.Value, s string) error {
 		f.SetUint(n)
 	default:
 		if err := json.Unmarshal([]byte(s), f.Addr().Interface()); err != nil {
-			return fleet.Invalidf("%s must be JSON: %s", p.Placeholder(), err)
+			return fleet.Invalidf("%s must be JSON: %s", p.Placeholder(), jsonError(err))
 		}
 	}
 	return nil

@@ -34,7 +34,7 @@ var testRoles = []fleet.Role{fleet.Viewer, fleet.Responder, fleet.Operator, flee
 // world is a cluster in memory: one state, applied by the real registry, that
 // every node sees at once.
 type world struct {
-	t   *testing.T
+	t   testing.TB
 	ops *op.Registry
 
 	mu      sync.Mutex
@@ -73,7 +73,7 @@ type node struct {
 
 // newWorld makes a cluster of n nodes; the first leads. ops are operations of
 // the test beside the catalog's.
-func newWorld(t *testing.T, n int, ops ...*op.Op) *world {
+func newWorld(t testing.TB, n int, ops ...*op.Op) *world {
 	t.Helper()
 	w := &world{
 		t: t, ops: op.NewRegistry(append(append([]*op.Op(nil), catalog.All().Ops()...), ops...)...),
@@ -385,7 +385,7 @@ func (n *node) WaitView(ctx context.Context, index uint64) (*state.View, error) 
 
 // answered is an answer to a test's request.
 type answered struct {
-	t       *testing.T
+	t       testing.TB
 	status  int
 	header  http.Header
 	trailer http.Header
@@ -471,7 +471,7 @@ func (n *node) do(token, line string, q api.Request) answered {
 }
 
 // until waits for a condition.
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for !ok() {

@@ -69,6 +69,8 @@ type Agent struct {
 	inputs chan Input
 	nodes  atomic.Pointer[[]api.NodeAddr]
 	all    sync.WaitGroup // goroutines that end with the agent
+	// shipping are the logs of this incarnation's attempts on their way.
+	shipping sync.WaitGroup
 
 	// Owned by Run's goroutine.
 	tasks    map[fleet.AttemptID]*task
@@ -131,6 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer a.call.close()
 	defer a.all.Wait()
+	defer a.shipping.Wait()
 	defer stopWork()
 	if err := a.beInit(work); err != nil {
 		return err
@@ -226,13 +229,11 @@ func (a *Agent) close() {
 	for _, t := range a.tasks {
 		t.kill("the agent ends")
 	}
-	patience := time.After(lastLines)
-	for _, t := range a.tasks {
-		select {
-		case <-t.shipped:
-		case <-patience:
-			return
-		}
+	shipped := make(chan struct{})
+	go func() { a.shipping.Wait(); close(shipped) }()
+	select {
+	case <-shipped:
+	case <-time.After(lastLines):
 	}
 }
 
@@ -357,7 +358,6 @@ func (a *Agent) complain(addr string, err error) {
 type task struct {
 	start     Start
 	forgotten chan struct{} // closed when its end is recorded
-	shipped   chan struct{} // closed when its log was handed over, or is given up
 
 	mu       sync.Mutex
 	run      *attempt.Run
@@ -367,7 +367,7 @@ type task struct {
 }
 
 func newTask(s Start) *task {
-	return &task{start: s, forgotten: make(chan struct{}), shipped: make(chan struct{}), deadline: s.Deadline}
+	return &task{start: s, forgotten: make(chan struct{}), deadline: s.Deadline}
 }
 
 // order notes an order, and passes it on when there is somebody to pass it to.
@@ -450,7 +450,6 @@ func (a *Agent) runTask(work context.Context, t *task) {
 		Grace: a.cfg.Grace, NoNamespace: a.cfg.NoNamespace, Log: a.log,
 	})
 	if err != nil {
-		close(t.shipped)
 		p := Progress{Attempt: id, Phase: fleet.PhaseEnded, Dead: true, Outcome: fleet.Broken, Why: err.Error()}
 		if lost := (*lostError)(nil); errors.As(err, &lost) {
 			p.Outcome = fleet.Lost
@@ -460,8 +459,9 @@ func (a *Agent) runTask(work context.Context, t *task) {
 		return
 	}
 	more := make(chan struct{}, 1)
-	a.all.Go(func() {
-		defer close(t.shipped)
+	shipped := make(chan struct{})
+	a.shipping.Go(func() {
+		defer close(shipped)
 		a.ship(work, id, run.Log(), more)
 		run.Uploaded()
 	})
@@ -491,7 +491,7 @@ func (a *Agent) runTask(work context.Context, t *task) {
 	// The log of an attempt that was killed or canceled may follow after its
 	// end. When the agent ends first, the next one goes on.
 	select {
-	case <-t.shipped:
+	case <-shipped:
 	case <-work.Done():
 		return
 	}

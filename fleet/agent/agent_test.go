@@ -132,6 +132,9 @@ func TestAgentKilled(t *testing.T) {
 	}
 }
 
+// slack is what a busy machine may add. The rule leaves lease.Reaction for it.
+const slack = time.Second
+
 // The agent is stopped: its supervisors know when the lease ends.
 func TestAgentStopped(t *testing.T) {
 	const fence = 2 * fleet.Second
@@ -144,7 +147,7 @@ func TestAgentStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	stopped := time.Now()
-	if took := quiet(t, file).Sub(stopped); took > fence.Std()+200*time.Millisecond {
+	if took := quiet(t, file).Sub(stopped); took > fence.Std()+slack {
 		t.Errorf("the task lived on for %s", took)
 	}
 	if err := p.Process.Signal(unix.SIGCONT); err != nil {
@@ -158,7 +161,7 @@ func TestAgentStopped(t *testing.T) {
 // One of three nodes is not needed; with two gone the lease ends, and with it
 // the tasks, in time. When they are back the loss is reported, and work goes on.
 func TestLeaseOfAMajority(t *testing.T) {
-	const fence = 2 * fleet.Second
+	const fence = 3 * fleet.Second
 	w := newWorld(t, 3, fence)
 	w.agent(w.config(t.TempDir()))
 	file := filepath.Join(t.TempDir(), "marks")
@@ -167,12 +170,14 @@ func TestLeaseOfAMajority(t *testing.T) {
 	w.deaf(true, 0)
 	alone := time.Now()
 	until(t, "more than the fence has passed", func() bool { return time.Since(alone) > fence.Std()+500*time.Millisecond })
-	if info, err := os.Stat(file); err != nil || time.Since(info.ModTime()) > 300*time.Millisecond {
-		t.Fatal("the task has ended although two of three nodes hear its host")
-	}
+	later := time.Now()
+	until(t, "the task lives on, because two of three nodes hear its host", func() bool {
+		info, err := os.Stat(file)
+		return err == nil && info.ModTime().After(later)
+	})
 	w.deaf(true, 1)
 	cut := time.Now()
-	if took := quiet(t, file).Sub(cut); took > fence.Std()+200*time.Millisecond {
+	if took := quiet(t, file).Sub(cut); took > fence.Std()+slack {
 		t.Errorf("the task lived on for %s", took)
 	}
 	w.run(2, "true")

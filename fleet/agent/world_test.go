@@ -378,7 +378,12 @@ func (w *world) lastSync() (s api.Sync, ok bool) {
 }
 
 func (w *world) config(dir string) Config {
+	log := slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	return Config{
+		Log:  log,
 		Host: "linux-1", Pool: "linux", Slots: 4, Addrs: w.addrs(), Token: testToken, Cluster: testCluster,
 		Dir: dir, Version: "test", Grace: 500 * time.Millisecond,
 	}
