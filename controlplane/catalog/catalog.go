@@ -11,7 +11,7 @@ import "footplate/controlplane/op"
 func All() *op.Registry {
 	return op.NewRegistry(
 		PoolList, PoolShow, PoolCreate, PoolScale,
-		HostList, HostShow, HostCordon, HostDrain,
+		HostList, HostShow, HostCordon, HostUncordon, HostDrain,
 		BuildSubmit, BuildList, BuildShow, BuildWhy, BuildCancel, BuildRetry, BuildLogs,
 		QueueStatus, QueuePause, QueueResume,
 		OrgList, OrgSet,

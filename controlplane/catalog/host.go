@@ -120,6 +120,27 @@ var HostCordon = op.Mutation(op.Spec{
 	})
 })
 
+// HostUncordon lets hosts get new work again, also those that were drained.
+var HostUncordon = op.Mutation(op.Spec{
+	Name:     "host uncordon",
+	Summary:  "let cordoned or drained hosts get new work again",
+	Role:     fleet.Responder,
+	Risk:     op.Safe,
+	Show:     state.ShowLine,
+	Examples: []string{"host uncordon linux-3", "host uncordon linux-3 linux-4"},
+}, func(tx *state.Tx, _ op.Meta, a HostsArgs) (op.Result, error) {
+	return eachHost(tx, a.Hosts, "uncordoned", func(h *fleet.Host) (string, bool) {
+		if !h.Cordoned && !h.Draining {
+			return "is not cordoned", false
+		}
+		h.Cordoned, h.Draining = false, false
+		if !h.Retiring && !h.Suspect && !h.Lost {
+			h.Why = ""
+		}
+		return "may get new work", true
+	})
+})
+
 // HostDrain empties hosts.
 var HostDrain = op.Mutation(op.Spec{
 	Name:     "host drain",
