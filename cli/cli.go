@@ -372,13 +372,6 @@ func (p *program) versionCommand() *cobra.Command {
 	}
 }
 
-func (p *program) referenceCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "reference", Short: "print the reference of the operations, in Markdown", Args: cobra.NoArgs, Hidden: true,
-		RunE: func(cmd *cobra.Command, args []string) error { return WriteReference(p.out, p.registry) },
-	}
-}
-
 // programValue lets cobra parse a flag of the program, for commands whose flags
 // it parses.
 type programValue struct {

@@ -3,11 +3,66 @@ package cli
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"footplate/controlplane/op"
 	"footplate/fleet"
+
+	"github.com/spf13/cobra"
 )
+
+// The reference stands between these lines of a document.
+const (
+	referenceBegin = "<!-- operations:begin -->\n"
+	referenceEnd   = "<!-- operations:end -->\n"
+)
+
+// referenceCommand is "footplate reference": for those who write documents, so
+// it is not listed.
+func (p *program) referenceCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use: "reference", Short: "print the reference of the operations, in Markdown", Args: cobra.NoArgs, Hidden: true,
+		RunE: func(*cobra.Command, []string) error {
+			if file == "" {
+				return WriteReference(p.out, p.registry)
+			}
+			old, err := os.ReadFile(file)
+			if err != nil {
+				return fleet.NotFoundf("cannot read %q: %s", file, err)
+			}
+			doc, err := withReference(string(old), p.registry)
+			if err != nil {
+				return err
+			}
+			if doc == string(old) {
+				return nil
+			}
+			if err := os.WriteFile(file, []byte(doc), 0o644); err != nil {
+				return fleet.Invalidf("cannot write %q: %s", file, err)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&file, "write", "", "put it between the markers of this file")
+	return c
+}
+
+// withReference returns doc with the reference between its markers.
+func withReference(doc string, r *op.Registry) (string, error) {
+	head, rest, ok := strings.Cut(doc, referenceBegin)
+	_, tail, ok2 := strings.Cut(rest, referenceEnd)
+	if !ok || !ok2 {
+		return "", fleet.Invalidf("the document has no place for the reference").
+			WithHint("it stands between the lines %s and %s", strings.TrimSpace(referenceBegin), strings.TrimSpace(referenceEnd))
+	}
+	var b strings.Builder
+	if err := WriteReference(&b, r); err != nil {
+		return "", err
+	}
+	return head + referenceBegin + "\n" + strings.TrimRight(b.String(), "\n") + "\n\n" + referenceEnd + tail, nil
+}
 
 // WriteReference writes the reference of the operations in Markdown, as it
 // stands in OPERATIONS.md.

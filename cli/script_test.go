@@ -1,10 +1,14 @@
 package cli_test
 
 import (
+	"bufio"
 	"flag"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -74,8 +78,77 @@ func TestScript(t *testing.T) {
 			e.Setenv("TZ", "UTC")
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "dev": dev},
 	})
+}
+
+// dev starts "footplate dev" with the arguments given, points the commands that
+// follow at it, and ends it with the script.
+func dev(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("dev cannot be negated")
+	}
+	// Tasks run as another user, and must be able to pass through to their
+	// workspaces; a script's own directory is closed to them.
+	data, err := os.MkdirTemp("", "footplate-script-")
+	ts.Check(err)
+	ts.Check(os.Chmod(data, 0o711))
+	port := freePorts(ts)
+	cmd := exec.Command(filepath.Join(filepath.Dir(mustBinary(ts)), "footplate"),
+		append([]string{"dev", "--data", data, "--listen", "127.0.0.1:" + strconv.Itoa(port)}, args...)...)
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	ts.Defer(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+		_ = os.RemoveAll(data)
+	})
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		words, ok := strings.CutPrefix(lines.Text(), "export ")
+		if !ok {
+			continue
+		}
+		for _, w := range strings.Fields(words) {
+			name, value, _ := strings.Cut(w, "=")
+			ts.Setenv(name, value)
+		}
+		go func() {
+			for lines.Scan() { // what it says later is of no interest
+			}
+		}()
+		return
+	}
+	ts.Fatalf("dev did not come up")
+}
+
+func mustBinary(ts *testscript.TestScript) string {
+	path, err := binary()
+	ts.Check(err)
+	return path
+}
+
+// freePorts returns a port with free ones after it, and 100 on, as dev wants.
+func freePorts(ts *testscript.TestScript) int {
+	for range 100 {
+		first, err := net.Listen("tcp", "127.0.0.1:0")
+		ts.Check(err)
+		port := first.Addr().(*net.TCPAddr).Port
+		first.Close()
+		free := port < 65000
+		for _, p := range []int{port, port + 1, port + 2, port + 100, port + 101, port + 102} {
+			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(p))
+			if free = free && err == nil; err == nil {
+				l.Close()
+			}
+		}
+		if free {
+			return port
+		}
+	}
+	ts.Fatalf("no free ports")
+	return 0
 }
 
 // exits runs a command that must end with an exit code.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/archive"
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/client"
 	"footplate/controlplane/replica"
@@ -83,7 +84,14 @@ func benchCluster(b *testing.B) []*Node {
 func settled(b *testing.B, nodes []*Node) {
 	last := nodes[0].machine.View().Entry
 	rafttest.Wait(b, "the archives", func() bool {
-		return !slices.ContainsFunc(nodes, func(n *Node) bool { return n.archive.Last() < last })
+		return !slices.ContainsFunc(nodes, func(n *Node) bool {
+			if n.machine.View().Entry < last {
+				return true
+			}
+			// A query waits for what is queued, and keeps it waiting no longer.
+			newest, err := n.archive.Query(context.Background(), archive.Filter{Newest: true, Limit: 1})
+			return err != nil || len(newest) == 0 || newest[0].N < last
+		})
 	})
 }
 
@@ -95,7 +103,8 @@ func benchPayload() []byte {
 
 // benchAction is one action of an operator: it differs from call to call.
 func benchAction(caller, i int) catalog.OrgSetArgs {
-	return catalog.OrgSetArgs{Org: fleet.OrgName(fmt.Sprint("org-", caller)), Slots: i % 1000, Weight: 1}
+	slots, weight := i%1000, 1
+	return catalog.OrgSetArgs{Org: fleet.OrgName(fmt.Sprint("org-", caller)), Slots: &slots, Weight: &weight}
 }
 
 // BenchmarkActions compares actions submitted in the leader's process, through

@@ -12,7 +12,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"footplate/controlplane/api"
@@ -102,6 +104,9 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkName(cfg.Dir, cfg.Node); err != nil {
+		return nil, err
+	}
 	if n.cfg.Cluster, err = n.clusterID(ctx); err != nil {
 		return nil, err
 	}
@@ -133,6 +138,9 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.fresh = !hasData
+	if err := n.checkLog(ctx); err != nil {
+		return nil, err
+	}
 	if n.fresh && cfg.Bootstrap {
 		if err := n.replica.Bootstrap([]replica.Member{{ID: cfg.Node, Addr: n.replica.Addr(), Voter: true}}); err != nil {
 			return nil, err
@@ -149,6 +157,47 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
 	return n, nil
+}
+
+// checkName refuses the data directory of another node.
+func checkName(dir string, node fleet.NodeID) error {
+	file := filepath.Join(dir, "node")
+	b, err := os.ReadFile(file)
+	switch owner := strings.TrimSpace(string(b)); {
+	case errors.Is(err, os.ErrNotExist):
+		if err := os.WriteFile(file, []byte(string(node)+"\n"), 0o600); err != nil {
+			return fmt.Errorf("data directory: %w", err)
+		}
+		return nil
+	case err != nil:
+		return fmt.Errorf("data directory: %w", err)
+	case owner != string(node):
+		return fleet.Conflictf("data directory %s is of node %s, not %s", dir, owner, node).WithHint("give the node a directory of its own")
+	}
+	return nil
+}
+
+// checkLog refuses a log that ends before what this node is known to have
+// applied: it was cut off or damaged, and a node that forgets what it has
+// acknowledged must not vote.
+func (n *Node) checkLog(ctx context.Context) error {
+	newest := n.archive.Last()
+	if newest == 0 {
+		return nil
+	}
+	e, err := n.archive.Get(ctx, newest)
+	if err != nil {
+		return err
+	}
+	end, err := n.replica.End()
+	if err != nil {
+		return err
+	}
+	if end < e.Index {
+		return fleet.Internalf("the log of node %s ends at entry %d, and its audit archive has what was done at %d: the log was damaged or cut off", n.cfg.Node, end, e.Index).
+			WithHint("move %s away and let the node join again", n.cfg.Dir)
+	}
+	return nil
 }
 
 // clusterID finds out which cluster this node is of: its data says, or the
@@ -381,15 +430,25 @@ func (n *Node) join(ctx context.Context, j api.Join) error {
 	return n.propose(ctx, catalog.NodeJoin, catalog.NodeJoinArgs{Node: j.Node, API: j.API, Raft: j.Raft})
 }
 
-// compare halts this node when the majority has another state.
+// compare looks after this node itself: it says when the archive cannot be
+// written, and halts the node when the majority has another state.
 func (n *Node) compare(ctx context.Context) error {
 	tick := time.NewTicker(peerEvery)
 	defer tick.Stop()
+	told := fmt.Sprint(error(nil)) // what was last said of the archive
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		if err := n.archive.Err(); fmt.Sprint(err) != told {
+			told = fmt.Sprint(err)
+			if err != nil {
+				n.log.Error("the audit archive cannot be written; entries wait in memory", "err", err)
+			} else {
+				n.log.Info("the audit archive is written again")
+			}
 		}
 		if err := n.peers.outvoted(n.machine.Digests(), len(n.replica.Status().Members)); err != nil {
 			n.log.Error("halting: this node has gone wrong", "err", err)

@@ -144,28 +144,32 @@ func (m *machine) Restore(r io.Reader) error {
 // panics is refused at the door. What merely fails may be proposed: its failure
 // is recorded.
 func (m *machine) Try(at fleet.Time, commands []state.Command) []error {
-	st := m.Scratch()
 	var errs []error
+	var st *state.State
 	for i := range commands {
-		if err := m.tryOne(st, at, &commands[i]); err != nil {
+		if st == nil {
+			st = m.Scratch()
+			st.Begin(st.Index+1, at)
+		}
+		if err := m.tryOne(st, &commands[i]); err != nil {
 			if errs == nil {
 				errs = make([]error, len(commands))
 			}
 			errs[i] = err
-			st = m.Scratch()
+			st = nil // it may be half changed
 		}
 	}
 	return errs
 }
 
-func (m *machine) tryOne(st *state.State, at fleet.Time, c *state.Command) (err error) {
+func (m *machine) tryOne(st *state.State, c *state.Command) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fleet.Internalf("%s was refused at the door: it would halt every node (%v)", c.Op, r).
 				WithHint("this is a defect of footplate; the log of the leader has the details")
 		}
 	}()
-	if _, err := m.ops.Apply(st, st.Index+1, state.Batch{At: at, Commands: []state.Command{*c}}, nil); err != nil {
+	if err := m.ops.Rehearse(st, c); err != nil {
 		return fleet.Internalf("%s was refused at the door: %s", c.Op, err)
 	}
 	return nil

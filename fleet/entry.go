@@ -92,13 +92,24 @@ func (e *Entry) Seal(prev string) {
 		*s = strings.ToValidUTF8(*s, "\uFFFD")
 	}
 	e.By = Principal(strings.ToValidUTF8(string(e.By), "\uFFFD"))
-	if len(e.Args) > 0 {
+	if len(e.Args) > 0 && !isCompact(e.Args) {
 		if b, err := json.Marshal(e.Args); err == nil { // compact, and escaped for HTML
 			e.Args = b
 		}
 	}
 	e.Prev = prev
 	e.Hash = e.digest()
+}
+
+// isCompact reports whether args is certainly in the form that json.Marshal
+// gives it: no blanks, and nothing that it would escape.
+func isCompact(args json.RawMessage) bool {
+	for _, c := range args {
+		if c <= ' ' || c >= 0x7f || c == '<' || c == '>' || c == '&' {
+			return false
+		}
+	}
+	return true
 }
 
 // Intact reports whether Hash fits the rest of the entry.

@@ -107,43 +107,64 @@ func (p *plant) agent(host string, i *island) *exec.Cmd {
 	return cmd
 }
 
-// TestHostCutOff: a host drops off the network while its processes live on. Its
-// task ends by itself before the next attempt starts elsewhere, and when the
-// network is back the host is as good as new.
+// TestHostCutOff: a host drops off the network while its processes live on, or
+// its agent is stopped. Its task ends by itself before the next attempt starts
+// elsewhere, and when all is back the host is as good as new. No provider helps:
+// what is shown is the lease.
 func TestHostCutOff(t *testing.T) {
 	i := newIsland(t)
 	p := startPlant(t, plantConfig{nodes: 3, hosts: 0, slots: 1, fence: "4s", suspect: "2s", listen: i.here})
 	p.must("pool", "create", "away", "--provider", "none", "--slots", "1", "--fence-after", "4s", "--suspect-after", "2s")
-	p.agent("island", i)
+	agent := p.agent("island", i)
 	ready := func(n int) func() bool {
 		return func() bool { return strings.Count(p.must("host", "list", "--state", "ready", "-o", "name"), "\n") == n }
 	}
 	p.wait(20*time.Second, "the host on the island", ready(1))
-	for round := range rounds() {
-		m := newMarks(t)
-		out := p.must("build", "submit", "--org", "demo", "--pool", "away", "--run", m.script(6), "-o", "json")
-		id := p.submitted(out)
-		p.wait(20*time.Second, "the build to run", func() bool { return len(m.read()) == 1 })
-		if round == 0 {
-			p.agent("mainland", nil)
-			p.wait(20*time.Second, "the other host", ready(2))
-		} else {
-			p.must("host", "uncordon", "mainland")
+	signal := func(s syscall.Signal) func(*testing.T) {
+		return func(t *testing.T) {
+			if err := agent.Process.Signal(s); err != nil {
+				t.Fatal(err)
+			}
 		}
-		cut := time.Now()
-		i.link(t, "down")
-		p.wait(30*time.Second, "the next attempt", func() bool { return len(m.read()) == 2 })
-		lives := m.read()
-		t.Logf("the task ended by itself %.2f s after the cut, the next attempt started after %.2f s",
-			float64(lives[0].last-cut.UnixNano())/1e9, float64(lives[1].first-cut.UnixNano())/1e9)
-		p.wait(30*time.Second, "the end of the build", func() bool { return p.build(id).State == "passed" })
-		if o := m.overlap(); o != "" {
-			t.Errorf("two attempts at once: %s", o)
-		}
-		i.link(t, "up")
-		p.wait(30*time.Second, "the host to be back", ready(2))
-		if round+1 < rounds() {
-			p.must("host", "cordon", "mainland") // the next build is the island's
+	}
+	mainland := false
+	for range rounds() {
+		for _, way := range []struct {
+			name     string
+			cut, end func(*testing.T)
+		}{
+			{"network", func(t *testing.T) { i.link(t, "down") }, func(t *testing.T) { i.link(t, "up") }},
+			{"stopped", signal(syscall.SIGSTOP), signal(syscall.SIGCONT)},
+		} {
+			t.Run(way.name, func(t *testing.T) {
+				// The task is longer than the time to the next attempt: it does not
+				// just come to its end.
+				m := newMarks(t)
+				if mainland {
+					p.must("host", "cordon", "mainland") // the build is the island's
+				}
+				id := p.submitted(p.must("build", "submit", "--org", "demo", "--pool", "away", "--run", m.script(12), "-o", "json"))
+				p.wait(20*time.Second, "the build to run", func() bool { return len(m.read()) == 1 })
+				if mainland {
+					p.must("host", "uncordon", "mainland")
+				} else {
+					p.agent("mainland", nil)
+					mainland = true
+				}
+				p.wait(20*time.Second, "the other host", ready(2))
+				cut := time.Now()
+				way.cut(t)
+				p.wait(30*time.Second, "the next attempt", func() bool { return len(m.read()) == 2 })
+				p.wait(30*time.Second, "the end of the build", func() bool { return p.build(id).State == "passed" })
+				lives := m.read()
+				t.Logf("the task ended by itself %.2f s after the fault, the next attempt started after %.2f s",
+					float64(lives[0].last-cut.UnixNano())/1e9, float64(lives[1].first-cut.UnixNano())/1e9)
+				if o := m.overlap(); o != "" {
+					t.Errorf("two attempts at once: %s", o)
+				}
+				way.end(t)
+				p.wait(30*time.Second, "the host to be back", ready(2))
+			})
 		}
 	}
 }

@@ -73,6 +73,9 @@ type hit struct {
 	most time.Duration // until the next attempt starts
 	// daemon: the task marks its life from a daemon that has forked twice.
 	daemon bool
+	// seconds that the task takes: more than the time to the next attempt, so
+	// that it does not just come to its end.
+	seconds int
 }
 
 func hits() []hit {
@@ -84,12 +87,12 @@ func hits() []hit {
 		}
 	}
 	return []hit{
-		{name: "agent", most: 10 * time.Second, do: func(t *testing.T, a int) { kill(t, a) }},
-		{name: "daemon", most: 10 * time.Second, daemon: true, do: func(t *testing.T, a int) { kill(t, a) }},
-		{name: "supervisor", most: 10 * time.Second, do: func(t *testing.T, a int) { kill(t, supervisors(a)...) }},
-		{name: "both", most: 10 * time.Second, do: func(t *testing.T, a int) { kill(t, append(supervisors(a), a)...) }},
+		{name: "agent", most: 10 * time.Second, seconds: 4, do: func(t *testing.T, a int) { kill(t, a) }},
+		{name: "daemon", most: 10 * time.Second, seconds: 4, daemon: true, do: func(t *testing.T, a int) { kill(t, a) }},
+		{name: "supervisor", most: 10 * time.Second, seconds: 4, do: func(t *testing.T, a int) { kill(t, supervisors(a)...) }},
+		{name: "both", most: 10 * time.Second, seconds: 4, do: func(t *testing.T, a int) { kill(t, append(supervisors(a), a)...) }},
 		{
-			name: "stopped", most: 20 * time.Second,
+			name: "stopped", most: 20 * time.Second, seconds: 12,
 			do: func(t *testing.T, a int) {
 				if err := syscall.Kill(a, syscall.SIGSTOP); err != nil {
 					t.Errorf("stop %d: %v", a, err)
@@ -113,9 +116,9 @@ func TestAgentKilled(t *testing.T) {
 
 func hurt(t *testing.T, p *plant, h hit) {
 	m := newMarks(t)
-	script := m.script(4)
+	script := m.script(h.seconds)
 	if h.daemon {
-		script = m.daemonScript(4)
+		script = m.daemonScript(h.seconds)
 	}
 	id := p.submitted(p.must("build", "submit", "--org", "demo", "--pool", "local", "--run", script, "-o", "json"))
 	p.wait(20*time.Second, "the build to run", func() bool { return len(m.read()) == 1 })

@@ -39,7 +39,7 @@ import (
 const (
 	// linger is how long the writer waits for more entries to come, unless
 	// somebody waits for it: a transaction costs as much as many entries.
-	linger = 20 * time.Millisecond
+	linger = 100 * time.Millisecond
 	// retryAfter is the pause after a write that failed.
 	retryAfter = time.Second
 	// maxWrite bounds the entries of one transaction.

@@ -46,8 +46,8 @@ func queuedOf(v *state.View, org fleet.OrgName) int {
 // OrgSetArgs describes an org.
 type OrgSetArgs struct {
 	Org    fleet.OrgName `json:"org" arg:"ORG" required:"true" complete:"org" help:"its name"`
-	Slots  int           `json:"slots" flag:"slots" default:"-1" help:"slots that it may use at once; left out: as before, 10 for a new org"`
-	Weight int           `json:"weight" flag:"weight" help:"its share when slots are short; left out: as before, 1 for a new org"`
+	Slots  *int          `json:"slots,omitempty" flag:"slots" help:"slots that it may use at once; left out: as before, 10 for a new org"`
+	Weight *int          `json:"weight,omitempty" flag:"weight" help:"its share when slots are short; left out: as before, 1 for a new org"`
 }
 
 // Validate checks the bounds.
@@ -55,11 +55,11 @@ func (a OrgSetArgs) Validate() error {
 	if err := fleet.CheckName("org", string(a.Org)); err != nil {
 		return err
 	}
-	if a.Slots < -1 || a.Slots > 1_000_000 {
-		return fleet.Invalidf("--slots is %d; it must lie between 0 and 1000000", a.Slots)
+	if a.Slots != nil && (*a.Slots < 0 || *a.Slots > 1_000_000) {
+		return fleet.Invalidf("--slots is %d; it must lie between 0 and 1000000", *a.Slots)
 	}
-	if a.Weight < 0 || a.Weight > 1000 {
-		return fleet.Invalidf("--weight is %d; it must lie between 1 and 1000", a.Weight)
+	if a.Weight != nil && (*a.Weight < 1 || *a.Weight > 1000) {
+		return fleet.Invalidf("--weight is %d; it must lie between 1 and 1000", *a.Weight)
 	}
 	return nil
 }
@@ -78,11 +78,15 @@ var OrgSet = op.Mutation(op.Spec{
 	if !existed {
 		did, org = "made", fleet.Org{Name: a.Org, Slots: 10, Weight: 1}
 	}
-	if a.Slots >= 0 {
-		org.Slots = a.Slots
+	was := org
+	if a.Slots != nil {
+		org.Slots = *a.Slots
 	}
-	if a.Weight > 0 {
-		org.Weight = a.Weight
+	if a.Weight != nil {
+		org.Weight = *a.Weight
+	}
+	if existed && org == was {
+		return op.Result{Text: fmt.Sprintf("org %q stays at %s, weight %d", a.Org, count(org.Slots, "slot"), org.Weight)}, nil
 	}
 	tx.Orgs.Put(a.Org, org)
 	return op.Result{Text: fmt.Sprintf("%s org %q: %s, weight %d", did, a.Org, count(org.Slots, "slot"), org.Weight)}, nil

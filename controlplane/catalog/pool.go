@@ -7,6 +7,7 @@ import (
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/lease"
 )
 
 // PoolList lists the pools.
@@ -117,15 +118,17 @@ func (a PoolCreateArgs) Validate() error {
 		return err
 	}
 	switch {
+	case len(a.Pool) > 50: // its hosts' names are longer, and names have at most 63
+		return fleet.Invalidf("pool %q is longer than 50 characters", a.Pool)
 	case a.Slots < 1 || a.Slots > 256:
 		return fleet.Invalidf("--slots is %d; it must lie between 1 and 256", a.Slots)
 	case a.Min < 0 || a.Max < a.Min || a.Max > 100_000:
 		return fleet.Invalidf("--min %d and --max %d do not fit", a.Min, a.Max).WithHint("0 <= min <= max <= 100000")
 	case a.Size < a.Min || a.Size > a.Max:
 		return fleet.Invalidf("--size %d lies outside of %d to %d", a.Size, a.Min, a.Max)
-	case a.SuspectAfter < fleet.Second || a.FenceAfter < 2*fleet.Second || a.SuspectAfter > a.FenceAfter:
+	case a.SuspectAfter < fleet.Second || a.FenceAfter < 2*fleet.Second || a.SuspectAfter > a.FenceAfter || a.FenceAfter > lease.MaxFenceAfter:
 		return fleet.Invalidf("--suspect-after %s and --fence-after %s do not fit", a.SuspectAfter, a.FenceAfter).
-			WithHint("1s <= suspect-after <= fence-after, and fence-after at least 2s")
+			WithHint("1s <= suspect-after <= fence-after, and 2s <= fence-after <= %s", lease.MaxFenceAfter)
 	}
 	return nil
 }

@@ -39,7 +39,11 @@ var HostSuspect = op.Internal(op.Spec{
 // HostLoseArgs names a host whose lease has certainly ended.
 type HostLoseArgs struct {
 	Host fleet.HostID `json:"host"`
-	Why  string       `json:"why"`
+	// Boot and Incarnation are those that were silent: an agent that has joined
+	// since was not. Empty means any.
+	Boot        fleet.BootID      `json:"boot,omitempty"`
+	Incarnation fleet.Incarnation `json:"incarnation,omitempty"`
+	Why         string            `json:"why"`
 }
 
 // HostLose declares the attempts of a silent host lost. The host itself stays:
@@ -48,7 +52,7 @@ var HostLose = op.Internal(op.Spec{
 	Name: "host lose", Summary: "declare the attempts of a silent host lost", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
 }, func(tx *state.Tx, _ op.Meta, a HostLoseArgs) (op.Result, error) {
 	h, ok := tx.Hosts.Get(a.Host)
-	if !ok || h.State != fleet.HostReady || h.Lost {
+	if !ok || h.State != fleet.HostReady || h.Lost || a.Boot != "" && (h.Boot != a.Boot || h.Incarnation != a.Incarnation) {
 		return op.Result{Quiet: true}, nil
 	}
 	h.Suspect, h.Lost, h.Why = true, true, a.Why

@@ -27,7 +27,7 @@ type world struct {
 	now     fleet.Time
 	log     [][]byte // batches, as the raft log has them
 	entries []fleet.Entry
-	shown   int                            // entries that the script has printed
+	shown   int                             // entries that the script has printed
 	heard   map[fleet.HostID]fleet.Duration // what the answering node heard
 	output  map[fleet.AttemptID][]string    // of attempts, a chunk each
 	// whenWaiting is run when a reader waits for a newer view; nil ends the reader.
@@ -96,9 +96,6 @@ func (w *world) parse(line string) (state.Command, *op.Call, error) {
 			}
 			c.By, c.Role, c.Via, c.Op, c.Ver = fleet.Principal("loop:"+who), fleet.System, "loop/"+who, o.Name, o.Version()
 			c.Term = w.st.Term
-			if name == "leader begin" {
-				c.Term = 0
-			}
 			c.Args, err = o.Encode(args)
 			return c, nil, err
 		}
@@ -139,7 +136,7 @@ func (w *world) do(line string) string {
 		return say(err)
 	}
 	if call != nil && call.Options.DryRun {
-		plan, _, err := w.reg.DryRun(w.st.Publish().Scratch(), &c)
+		plan, _, _, err := w.reg.DryRun(w.st.Publish().Scratch(), &c)
 		if err != nil {
 			return "would fail: " + say(err)
 		}

@@ -49,7 +49,7 @@ const DefaultRetry = 8 * time.Second
 const refusedFor = 2 * time.Second
 
 // answerWithin is how long the n-th try waits for the beginning of an answer.
-func answerWithin(n int) time.Duration { return min(5*time.Second<<min(n, 4), 30*time.Second) }
+func answerWithin(n int) time.Duration { return min(2500*time.Millisecond<<min(n, 4), 30*time.Second) }
 
 // Client calls the nodes of one cluster. Its methods may be called by any
 // number of goroutines at once.
@@ -108,8 +108,10 @@ func (c *Client) Do(ctx context.Context, o *op.Op, args any, opts Options) (api.
 		return api.Reply{}, err
 	}
 	var reply api.Reply
+	tries := 0
 	err = c.command(ctx, o, key, func(call call) error {
 		reply = api.Reply{}
+		tries++
 		b, _, err := c.ask(call, http.MethodPost, "/v1/"+o.Path(), body)
 		if err != nil {
 			return err
@@ -119,6 +121,8 @@ func (c *Client) Do(ctx context.Context, o *op.Op, args any, opts Options) (api.
 		}
 		return nil
 	})
+	// What was asked for twice here is no duplicate of the caller's.
+	reply.Duplicate = reply.Duplicate && tries == 1
 	return reply, err
 }
 

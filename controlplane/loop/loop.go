@@ -140,7 +140,7 @@ func (r *runner) run(ctx context.Context) {
 		v := r.cfg.View()
 		commands := r.step(ctx, v)
 		r.decided.Store(time.Now().UnixNano())
-		if _, paused := v.Paused(r.name); paused {
+		if Paused(r.cfg.Now(), v, r.name) {
 			commands = nil
 		}
 		r.propose(ctx, v, commands)
@@ -151,6 +151,14 @@ func (r *runner) run(ctx context.Context) {
 		_, _ = r.cfg.WaitView(wait, r.cfg.View().Index)
 		cancel()
 	}
+}
+
+// Paused reports whether a loop is paused at now. The clock of the view itself
+// stands still while nothing is logged, and the watch loop, which ends pauses,
+// can be paused too: by that clock its pause might never be over.
+func Paused(now fleet.Time, v *state.View, l fleet.Loop) bool {
+	p, ok := v.Pauses.Get(l)
+	return ok && p.Until > now
 }
 
 // propose logs commands and waits for what comes of them. What fails is

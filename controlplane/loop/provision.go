@@ -257,7 +257,7 @@ func (p *provisioner) step(ctx context.Context, v *state.View) []state.Command {
 	// record in it.
 	v = p.cfg.View()
 	commands, fx := Provision(p.cfg.Now(), v, listings)
-	if _, paused := v.Paused(fleet.LoopProvision); paused {
+	if Paused(p.cfg.Now(), v, fleet.LoopProvision) {
 		return commands
 	}
 	for _, id := range fx.Launch {

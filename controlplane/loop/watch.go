@@ -44,14 +44,19 @@ func Watch(now fleet.Time, v *state.View, heard Heard) []state.Command {
 			continue
 		}
 		pool, _ := v.Pools.Get(host.Pool)
-		silent := h.Silent >= pool.SuspectAfter
+		// A boot that was never heard counts as silent since the nodes began to
+		// listen; it cannot have been for longer than it is here.
+		here := now.Sub(host.JoinedAt)
+		silent := min(h.Silent, here) >= pool.SuspectAfter
 		switch {
 		case silent && !host.Suspect:
 			suspect = append(suspect, h.Host)
 		case !silent && host.Suspect:
 			again = append(again, h.Host)
-		case h.Over && !host.Lost:
-			out = append(out, command(fleet.LoopWatch, catalog.HostLose, catalog.HostLoseArgs{Host: h.Host, Why: h.Why}))
+		case h.Over && here >= pool.FenceAfter && !host.Lost:
+			out = append(out, command(fleet.LoopWatch, catalog.HostLose, catalog.HostLoseArgs{
+				Host: h.Host, Boot: host.Boot, Incarnation: host.Incarnation, Why: h.Why,
+			}))
 		}
 		if silent && !host.Lost {
 			if ids := eager(v, h.Host); len(ids) > 0 {

@@ -127,8 +127,16 @@ var orgTidy = Internal(Spec{Name: "org tidy", Summary: "tidy", Role: fleet.Syste
 var orgTouch = Internal(Spec{Name: "org touch", Summary: "leave no record", Role: fleet.System},
 	func(*state.Tx, Meta, struct{}) (Result, error) { return Result{Text: "touched"}, nil })
 
+var termOpen = Internal(Spec{Name: "term open", Summary: "open a term", Role: fleet.System, Opens: true, Record: Audit},
+	func(tx *state.Tx, _ Meta, a struct {
+		Term uint64 `json:"term"`
+	}) (Result, error) {
+		tx.Term = a.Term
+		return Result{Text: "opened"}, nil
+	})
+
 func registry() *Registry {
-	return NewRegistry(orgSet, orgSpoil, orgList, orgDump, orgDumpNoted, orgTidy, orgTouch, allShow, allTake)
+	return NewRegistry(termOpen, orgSet, orgSpoil, orgList, orgDump, orgDumpNoted, orgTidy, orgTouch, allShow, allTake)
 }
 
 // log applies commands as the replicas do, and keeps the entries.

@@ -60,6 +60,9 @@ func paramsOf(t reflect.Type) []Param {
 			p.Many = true
 			ft = ft.Elem()
 		}
+		if ft.Kind() == reflect.Pointer && p.Flag+p.Arg != "" {
+			ft = ft.Elem() // nil when it is not given
+		}
 		switch {
 		case ft == reflect.TypeFor[fleet.Duration]():
 			p.Type = "duration"
@@ -142,6 +145,10 @@ func (p Param) allows(s string) error {
 }
 
 func (p Param) setOne(f reflect.Value, s string) error {
+	if f.Kind() == reflect.Pointer && p.Type != "object" {
+		f.Set(reflect.New(f.Type().Elem()))
+		f = f.Elem()
+	}
 	if err := p.allows(s); err != nil {
 		return err
 	}
@@ -360,6 +367,9 @@ func (o *Op) Values(args any) (url.Values, error) {
 }
 
 func (p Param) text(f reflect.Value) (string, error) {
+	if f.Kind() == reflect.Pointer && p.Type != "object" {
+		f = f.Elem()
+	}
 	if p.Type == "object" {
 		b, err := json.Marshal(f.Interface())
 		return string(b), err

@@ -186,6 +186,9 @@ func (o *Op) flagKind(name string) (isBool, known bool) {
 }
 
 func (opts *Options) set(name, value string) (taken bool, err error) {
+	if !utf8.ValidString(value) {
+		return true, fleet.Invalidf("--%s is not valid UTF-8", name)
+	}
 	yes := func(b *bool) (bool, error) {
 		switch value {
 		case "true":

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"footplate/controlplane/state"
 	"footplate/fleet"
@@ -50,23 +51,14 @@ type Applied struct {
 // operation passes through; the caller halts on it.
 func (r *Registry) Apply(st *state.State, index uint64, b state.Batch, skip []int) (Applied, error) {
 	st.Begin(index, b.At)
-	out := Applied{Outcomes: make([]state.Outcome, len(b.Commands))}
+	out := Applied{Outcomes: make([]state.Outcome, len(b.Commands)), Entries: make([]fleet.Entry, 0, len(b.Commands))}
 	for i := range b.Commands {
 		c := &b.Commands[i]
-		o, ok := r.byName[c.Op]
-		switch {
-		case !ok:
-			return out, fmt.Errorf("log entry %d has operation %q, which this version does not know: install a newer footplate", index, c.Op)
-		case o.apply == nil:
-			return out, fmt.Errorf("log entry %d has operation %q, which cannot be logged", index, c.Op)
-		case c.Ver > o.Version():
-			return out, fmt.Errorf("log entry %d has version %d of operation %q; this version knows %d: install a newer footplate", index, c.Ver, c.Op, o.Version())
+		o, err := r.logged(index, c)
+		if err != nil {
+			return out, err
 		}
-		var skipped bool
-		for _, n := range skip {
-			skipped = skipped || n == i
-		}
-		outcome, entry := r.one(st, o, c, skipped)
+		outcome, entry := r.one(st, o, c, slices.Contains(skip, i), (*fleet.Entry).Seal)
 		out.Outcomes[i] = outcome
 		if entry != nil {
 			out.Entries = append(out.Entries, *entry)
@@ -75,8 +67,34 @@ func (r *Registry) Apply(st *state.State, index uint64, b state.Batch, skip []in
 	return out, nil
 }
 
-// one applies one command, and writes its entry in the same step.
-func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool) (state.Outcome, *fleet.Entry) {
+// logged returns the operation of a command in the log.
+func (r *Registry) logged(index uint64, c *state.Command) (*Op, error) {
+	o, ok := r.byName[c.Op]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("log entry %d has operation %q, which this version does not know: install a newer footplate", index, c.Op)
+	case o.apply == nil:
+		return nil, fmt.Errorf("log entry %d has operation %q, which cannot be logged", index, c.Op)
+	case c.Ver > o.Version():
+		return nil, fmt.Errorf("log entry %d has version %d of operation %q; this version knows %d: install a newer footplate", index, c.Ver, c.Op, o.Version())
+	}
+	return o, nil
+}
+
+// Rehearse does on st, a scratch state on which Begin was called, what Apply
+// would do with c, to find out whether Apply would fail or panic. The entries
+// are not sealed: nobody sees them.
+func (r *Registry) Rehearse(st *state.State, c *state.Command) error {
+	o, err := r.logged(st.Index, c)
+	if err == nil {
+		r.one(st, o, c, false, func(*fleet.Entry, string) {})
+	}
+	return err
+}
+
+// one applies one command, and writes its entry in the same step. seal puts the
+// entry into the chain.
+func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool, seal func(e *fleet.Entry, prev string)) (state.Outcome, *fleet.Entry) {
 	keyID, argsHash := "", ""
 	if c.Key != "" {
 		keyID, argsHash = string(c.By)+"\x00"+c.Key, hashArgs(c)
@@ -108,7 +126,7 @@ func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool) (
 		err = st.Do(c.By, func(tx *state.Tx) error {
 			for _, s := range c.Saw {
 				if v, ok := st.VersionOf(s.Table, s.Key); !ok || v != s.Version {
-					return fleet.Conflictf("%s %q has changed since this was decided", s.Table, s.Key).WithHint("look again, and repeat")
+					return changedSince(s)
 				}
 			}
 			var err error
@@ -128,7 +146,7 @@ func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool) (
 		}
 		out.Result = raw
 	}
-	entry := r.record(st, o, c, outcome, res, out.Err)
+	entry := r.record(st, o, c, outcome, res, out.Err, seal)
 	if entry != nil {
 		out.Entry = entry.N
 	}
@@ -140,7 +158,7 @@ func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool) (
 
 // record writes the audit entry of a command and puts it into the outbox; nil
 // when the command leaves none.
-func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome fleet.EntryOutcome, res Result, err *fleet.Error) *fleet.Entry {
+func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome fleet.EntryOutcome, res Result, err *fleet.Error, seal func(e *fleet.Entry, prev string)) *fleet.Entry {
 	if o.Record != Audit && outcome != fleet.EntrySkipped {
 		return nil
 	}
@@ -171,7 +189,7 @@ func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome flee
 		Args: o.Redact(c.Args), Reason: c.Reason, Incident: c.Incident, Plan: c.Plan,
 		Outcome: outcome, Code: code, Text: text, Count: count, Salt: c.Salt,
 	}
-	e.Seal(st.Head)
+	seal(&e, st.Head)
 	st.Head = e.Hash
 
 	show := o.Show
@@ -202,22 +220,34 @@ func hashArgs(c *state.Command) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
+// changedSince says which row the leader did not see as it is now.
+func changedSince(s state.Seen) error {
+	if s.Table == "tokens" { // keyed by a secret's hash
+		return fleet.Conflictf("the token has changed since this was decided").WithHint("look again, and repeat")
+	}
+	return fleet.Conflictf("%s %q has changed since this was decided", s.Table, s.Key).WithHint("look again, and repeat")
+}
+
 // DryRun says what a command would do, on a scratch state: its plan, or the
 // error that it would meet.
-func (r *Registry) DryRun(st *state.State, c *state.Command) (*fleet.Plan, Result, error) {
+//
+// on are the rows that the plan depends on: when they are as they were, it is
+// still the plan.
+func (r *Registry) DryRun(st *state.State, c *state.Command) (plan *fleet.Plan, on []state.Seen, res Result, err error) {
 	o, ok := r.byName[c.Op]
 	if !ok || o.apply == nil {
-		return nil, Result{}, fleet.Invalidf("there is no operation %q", c.Op)
+		return nil, nil, res, fleet.Invalidf("there is no operation %q", c.Op)
 	}
 	st.Begin(st.Index, st.Clock)
-	var res Result
-	err := st.Do(c.By, func(tx *state.Tx) error {
-		var err error
-		res, err = o.apply(tx, Meta{At: st.Clock, By: c.By, Role: c.Role, Via: c.Via, Reason: c.Reason, Index: st.Index}, c.Args)
-		return err
+	on = st.Written(func() {
+		err = st.Do(c.By, func(tx *state.Tx) error {
+			var err error
+			res, err = o.apply(tx, Meta{At: st.Clock, By: c.By, Role: c.Role, Via: c.Via, Reason: c.Reason, Index: st.Index}, c.Args)
+			return err
+		})
 	})
 	if err != nil {
-		return nil, Result{}, err
+		return nil, nil, Result{}, err
 	}
 	lines := res.Changes
 	if len(lines) == 0 {
@@ -229,5 +259,5 @@ func (r *Registry) DryRun(st *state.State, c *state.Command) (*fleet.Plan, Resul
 		h.Write([]byte{0})
 		h.Write([]byte(l))
 	}
-	return &fleet.Plan{Lines: lines, Hash: hex.EncodeToString(h.Sum(nil)[:8])}, res, nil
+	return &fleet.Plan{Lines: lines, Hash: hex.EncodeToString(h.Sum(nil)[:8])}, on, res, nil
 }

@@ -206,6 +206,10 @@ func TestTermFence(t *testing.T) {
 	if o := l.one(c); o.Err != nil {
 		t.Errorf("its own term gives %+v", o)
 	}
+	// What opens a term is not bound to the one before.
+	if o := l.one(state.Command{Op: "term open", By: "node:n1", Role: fleet.System, Term: 6, Args: args(map[string]int{"term": 6})}); o.Err != nil || l.st.Term != 6 {
+		t.Errorf("opening term 6 gives %+v", o)
+	}
 	// What a loop was too late with leaves no entry.
 	if o := l.one(state.Command{Op: "org tidy", By: "loop:watch", Role: fleet.System, Term: 3}); o.Err == nil || o.Entry != 0 {
 		t.Errorf("a deposed loop gives %+v", o)
@@ -223,7 +227,7 @@ func TestSaw(t *testing.T) {
 	}{
 		{"an older row", []state.Seen{{Table: "orgs", Key: "acme", Version: 0}}, `orgs "acme" has changed since this was decided`},
 		{"a row that went", []state.Seen{{Table: "orgs", Key: "beta", Version: 3}}, `orgs "beta" has changed since this was decided`},
-		{"one of two", []state.Seen{{Table: "orgs", Key: "acme", Version: 1}, {Table: "tokens", Key: "x", Version: 9}}, `tokens "x" has changed since this was decided`},
+		{"one of two", []state.Seen{{Table: "orgs", Key: "acme", Version: 1}, {Table: "tokens", Key: "x", Version: 9}}, `the token has changed since this was decided`},
 		{"no such table", []state.Seen{{Table: "ogres", Key: "acme"}}, `ogres "acme" has changed since this was decided`},
 	} {
 		if o := l.one(saw(row.seen...)); fleet.CodeOf(o.Err) != fleet.CodeConflict || o.Err.Msg != row.want {
@@ -363,8 +367,10 @@ func TestDryRun(t *testing.T) {
 	l.one(set("beta", 1))
 	before := dump(t, l.st)
 	view := l.st.Publish()
-	try := func(c state.Command) (*fleet.Plan, Result, error) {
-		return l.reg.DryRun(view.Scratch(), &c)
+	var on []state.Seen
+	try := func(c state.Command) (plan *fleet.Plan, res Result, err error) {
+		plan, on, res, err = l.reg.DryRun(view.Scratch(), &c)
+		return plan, res, err
 	}
 	plan, res, err := try(set("acme", 1))
 	if err != nil || res.Text != `org "acme" has 1 slots` {
@@ -372,6 +378,9 @@ func TestDryRun(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"org acme has 1 slots", "nothing else"}, plan.Lines); diff != "" {
 		t.Error(diff)
+	}
+	if diff := cmp.Diff([]state.Seen{{Table: "orgs", Key: "acme"}}, on); diff != "" {
+		t.Errorf("the plan depends on other rows: %s", diff)
 	}
 	if p, _, _ := try(set("acme", 1)); p.Hash != plan.Hash || len(p.Hash) != 16 {
 		t.Error("the same plan has another hash")
@@ -413,4 +422,31 @@ func TestUnreadableArgs(t *testing.T) {
 		t.Errorf("got %+v", outs)
 	}
 	l.checkChain()
+}
+
+// TestRehearse: a rehearsal fails and panics as Apply would, and touches
+// nothing but its scratch state.
+func TestRehearse(t *testing.T) {
+	l := newLog(t)
+	l.one(set("beta", 1))
+	before := dump(t, l.st)
+	scratch := l.st.Publish().Scratch()
+	scratch.Begin(l.st.Index+1, l.now)
+	for _, c := range []state.Command{set("acme", 1), set("beta", 1), {Op: "org spoil", Key: "k"}, {Op: "org tidy", Ver: 2}} {
+		if err := l.reg.Rehearse(scratch, &c); err != nil {
+			t.Errorf("%s: %v", c.Op, err)
+		}
+	}
+	if _, ok := scratch.Orgs.Get("acme"); !ok {
+		t.Error("what was rehearsed before is not there")
+	}
+	for _, c := range []state.Command{{Op: "org dance"}, {Op: "org list"}, {Op: "org tidy", Ver: 3}} {
+		_, want := l.reg.Apply(state.New(), scratch.Index, state.Batch{Commands: []state.Command{c}}, nil)
+		if err := l.reg.Rehearse(scratch, &c); err == nil || want == nil || err.Error() != want.Error() {
+			t.Errorf("%s: %v, not %v", c.Op, err, want)
+		}
+	}
+	if dump(t, l.st) != before {
+		t.Error("a rehearsal changed the state")
+	}
 }

@@ -32,6 +32,23 @@ func (r *Replica) HasData() (bool, error) {
 	return raft.HasExistingState(r.stores.logs, r.stores.stable, r.stores.snaps)
 }
 
+// End returns the index of the last entry that this node has on disk, in its
+// log or in a snapshot. It is for a Replica that does not run yet.
+func (r *Replica) End() (uint64, error) {
+	end, err := r.stores.logs.LastIndex()
+	if err != nil {
+		return 0, fmt.Errorf("open log: %w", err)
+	}
+	snaps, err := r.stores.snaps.List()
+	if err != nil {
+		return 0, fmt.Errorf("list snapshots: %w", err)
+	}
+	if len(snaps) > 0 {
+		end = max(end, snaps[0].Index)
+	}
+	return end, nil
+}
+
 // Bootstrap makes a new cluster of members. It is called once in a cluster's
 // life, on one of them, between Open and Run. A node with data refuses.
 func (r *Replica) Bootstrap(members []Member) error {

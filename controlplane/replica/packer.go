@@ -168,13 +168,19 @@ func (p *packer) propose(ctx context.Context, lane Lane, c state.Command, encode
 // the decoding.
 func asLogged(c state.Command, encoded []byte) (state.Command, error) {
 	before, unchanged := bytes.CutSuffix(encoded[:len(encoded)-1], c.Args)
-	same := c.Refusal == nil && len(c.Saw) == 0 && len(c.ApprovedBy) == 0 &&
+	same := c.Refusal == nil && len(c.ApprovedBy) == 0 &&
 		unchanged && bytes.HasSuffix(before, []byte(`"args":`))
 	for _, s := range [...]string{c.Key, c.Op, string(c.By), string(c.Role), c.Via, c.Reason, c.Incident, c.Plan, c.Salt} {
 		same = same && utf8.ValidString(s)
 	}
+	for i := range c.Saw {
+		same = same && utf8.ValidString(c.Saw[i].Table) && utf8.ValidString(c.Saw[i].Key)
+	}
 	if same {
-		c.Saw, c.ApprovedBy = nil, nil
+		c.ApprovedBy = nil
+		if len(c.Saw) == 0 {
+			c.Saw = nil
+		}
 		return c, nil
 	}
 	var logged state.Command

@@ -18,7 +18,10 @@ import (
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	walfs "github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
 
 	"footplate/fleet"
 )
@@ -113,6 +116,22 @@ type stores struct {
 	close  func() error
 }
 
+// segments are the files of the log. When the end of the log is cut off, as a
+// new leader does with what its predecessor could not commit, raft-wal v0.4.0
+// calls the file sealed but writes no index into it, and after a restart it
+// finds nothing in there (hashicorp/raft-wal issue 31). Such a file is read
+// through when it is opened, as an unsealed one is; what was cut off stays
+// hidden, because the next file begins with its number.
+type segments struct{ *segment.Filer }
+
+// Open opens a sealed file for reading.
+func (s segments) Open(info types.SegmentInfo) (types.SegmentReader, error) {
+	if info.IndexStart == 0 {
+		return s.RecoverTail(info)
+	}
+	return s.Filer.Open(info)
+}
+
 // openStores opens what is in dir, and checks all of it that can be checked
 // without applying it.
 func openStores(dir string, want Cluster, log *slog.Logger) (_ *stores, _ Cluster, err error) {
@@ -157,7 +176,8 @@ func openStores(dir string, want Cluster, log *slog.Logger) (_ *stores, _ Cluste
 	// The log does not close its own metadata, which stays locked then.
 	meta := new(metadb.BoltMetaDB)
 	closers = append(closers, meta.Close)
-	w, err := wal.Open(filepath.Join(dir, logDir), wal.WithLogger(quiet), wal.WithMetaStore(meta))
+	segments := segments{segment.NewFiler(filepath.Join(dir, logDir), walfs.New())}
+	w, err := wal.Open(filepath.Join(dir, logDir), wal.WithLogger(quiet), wal.WithMetaStore(meta), wal.WithSegmentFiler(segments))
 	if err != nil {
 		return nil, Cluster{}, fmt.Errorf("open log in %s: %w", filepath.Join(dir, logDir), err)
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"footplate/fleet"
 )
 
@@ -219,3 +221,55 @@ func TestDamagedSnapshotContentHalts(t *testing.T) {
 type nopCloser struct{ *strings.Reader }
 
 func (nopCloser) Close() error { return nil }
+
+// A follower whose log has an end that the new leader does not know cuts it
+// off. After that it must be able to start again.
+func TestRestartAfterLogWasCutOff(t *testing.T) {
+	dir := t.TempDir()
+	want := Cluster{ID: "c"}
+	reopen := func() *stores {
+		s, _, err := openStores(dir, want, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := reopen()
+	put := func(term uint64, from, to uint64) {
+		for i := from; i <= to; i++ {
+			if err := s.logs.StoreLog(&raft.Log{Index: i, Term: term, Data: fmt.Append(nil, term, "/", i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(1, 1, 10)
+	for round := range uint64(3) {
+		// What was written in this round from index 8 on is cut off in the next.
+		from := 8 + round
+		if err := s.logs.DeleteRange(from, 10+round); err != nil {
+			t.Fatal(err)
+		}
+		put(round+2, from, 11+round)
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+		s = reopen()
+		last, err := s.logs.LastIndex()
+		if err != nil || last != 11+round {
+			t.Fatalf("round %d: the log ends at %d (%v), want %d", round, last, err, 11+round)
+		}
+		for i := uint64(1); i <= last; i++ {
+			term := uint64(1)
+			if i >= 8 {
+				term = min(i-8, round) + 2
+			}
+			var l raft.Log
+			if err := s.logs.GetLog(i, &l); err != nil || l.Term != term || string(l.Data) != fmt.Sprint(term, "/", i) {
+				t.Errorf("round %d: entry %d is %q of term %d (%v), want term %d", round, i, l.Data, l.Term, err, term)
+			}
+		}
+	}
+	if err := s.close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -43,7 +43,11 @@ type agents struct {
 	term      uint64
 	delivered map[fleet.AttemptID]delivery
 	heard     map[fleet.HostID]heard
+	full      int // number of deliveries at which those that are over are dropped
 }
+
+// fewDeliveries are not worth tidying.
+const fewDeliveries = 4096
 
 // delivery is what is known of an attempt that was given to its host.
 type delivery struct {
@@ -61,7 +65,7 @@ type heard struct {
 }
 
 func newAgents() *agents {
-	return &agents{delivered: make(map[fleet.AttemptID]delivery), heard: make(map[fleet.HostID]heard)}
+	return &agents{delivered: make(map[fleet.AttemptID]delivery), heard: make(map[fleet.HostID]heard), full: fewDeliveries}
 }
 
 // enter forgets what was of another term. a.mu must be held.
@@ -102,7 +106,7 @@ func (a *agents) offers(term uint64, id fleet.AttemptID, now lease.Mono) bool {
 }
 
 // deliver notes that orders are on their way. It is called before they are sent.
-func (a *agents) deliver(term uint64, orders []api.Order, to fleet.Incarnation, now lease.Mono) {
+func (a *agents) deliver(term uint64, v *state.View, orders []api.Order, to fleet.Incarnation, now lease.Mono) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.enter(term)
@@ -114,17 +118,20 @@ func (a *agents) deliver(term uint64, orders []api.Order, to fleet.Incarnation, 
 		d.last, d.to = now, to
 		a.delivered[o.Attempt] = d
 	}
-}
-
-// forget drops what is known of attempts that are no longer assigned.
-func (a *agents) forget(v *state.View) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	if len(a.delivered) < a.full {
+		return
+	}
 	for id := range a.delivered {
 		if at, ok := v.Attempts.Get(id); !ok || !at.Live() {
 			delete(a.delivered, id)
 		}
 	}
+	for id := range a.heard {
+		if _, ok := v.Hosts.Get(id); !ok {
+			delete(a.heard, id)
+		}
+	}
+	a.full = max(fewDeliveries, 2*len(a.delivered))
 }
 
 // Delivered returns when an attempt was last delivered to its host, and to
@@ -312,7 +319,7 @@ func (s *Server) syncHere(ctx context.Context, q *api.Sync, via string) (api.Syn
 		}
 		if reply.Known != q.Known || !time.Now().Before(end) {
 			now := s.cfg.Mono()
-			s.agents.deliver(term, reply.Start, q.Incarnation, now)
+			s.agents.deliver(term, v, reply.Start, q.Incarnation, now)
 			reply.Stamp = lease.Stamp{Term: term, At: now}
 			if _, now := s.cfg.Replica.Leader(); now != term {
 				return api.SyncReply{}, fleet.Unavailablef("node %s is not the leader any more", s.cfg.Node)

@@ -144,6 +144,7 @@ func (w *world) heardSeq(host fleet.HostID) uint64 {
 }
 
 func TestSyncEndsWithoutNewsInTimeForAnOrder(t *testing.T) {
+	t.Parallel()
 	w := fleetOf(t, 1)
 	n := w.nodes[0]
 	q := agentOf("h1")
@@ -169,6 +170,7 @@ func TestSyncEndsWithoutNewsInTimeForAnOrder(t *testing.T) {
 }
 
 func TestOrderIsNotOfferedForEver(t *testing.T) {
+	t.Parallel()
 	w := fleetOf(t, 1)
 	n := w.nodes[0]
 	q := agentOf("h1")
@@ -324,15 +326,19 @@ func TestHostThatWasEndedIsSentAway(t *testing.T) {
 func TestSyncThatIsWrong(t *testing.T) {
 	n := fleetOf(t, 1).nodes[0]
 	for name, wrong := range map[string]func(*api.Sync){
-		"host":           func(q *api.Sync) { q.Host = "No Host" },
-		"boot":           func(q *api.Sync) { q.Boot = "" },
-		"pool":           func(q *api.Sync) { q.Pool = "" },
-		"incarnation":    func(q *api.Sync) { q.Incarnation = 0 },
-		"slots":          func(q *api.Sync) { q.Slots = -1 },
-		"phase":          func(q *api.Sync) { q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: "asleep"}} },
-		"ended without":  func(q *api.Sync) { q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: fleet.PhaseEnded}} },
-		"outcome before": func(q *api.Sync) { q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: fleet.PhaseSetup, Outcome: fleet.Passed}} },
-		"outcome":        func(q *api.Sync) { q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: fleet.PhaseEnded, Outcome: "so-so"}} },
+		"host":          func(q *api.Sync) { q.Host = "No Host" },
+		"boot":          func(q *api.Sync) { q.Boot = "" },
+		"pool":          func(q *api.Sync) { q.Pool = "" },
+		"incarnation":   func(q *api.Sync) { q.Incarnation = 0 },
+		"slots":         func(q *api.Sync) { q.Slots = -1 },
+		"phase":         func(q *api.Sync) { q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: "asleep"}} },
+		"ended without": func(q *api.Sync) { q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: fleet.PhaseEnded}} },
+		"outcome before": func(q *api.Sync) {
+			q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: fleet.PhaseSetup, Outcome: fleet.Passed}}
+		},
+		"outcome": func(q *api.Sync) {
+			q.Attempts = []api.HeldAttempt{{Attempt: 1, Phase: fleet.PhaseEnded, Outcome: "so-so"}}
+		},
 	} {
 		q := agentOf("h1")
 		wrong(&q)
@@ -344,6 +350,7 @@ func TestSyncThatIsWrong(t *testing.T) {
 }
 
 func TestSyncWithoutProofGivesNoOrder(t *testing.T) {
+	t.Parallel()
 	w := fleetOf(t, 1)
 	n := w.nodes[0]
 	n.synced(agentOf("h1"))
@@ -359,6 +366,7 @@ func TestSyncWithoutProofGivesNoOrder(t *testing.T) {
 }
 
 func TestBeat(t *testing.T) {
+	t.Parallel()
 	w := fleetOf(t, 2)
 	n := w.nodes[1]
 	b := api.Beat{Host: "h1", Boot: "boot-1", Incarnation: 1, Seq: 1}
@@ -398,6 +406,7 @@ func TestLogsGoToTheDiskAndToPeers(t *testing.T) {
 }
 
 func TestPeers(t *testing.T) {
+	t.Parallel()
 	w := fleetOf(t, 2)
 	n := w.nodes[1]
 	peer := func(method, path string, body any) answered {

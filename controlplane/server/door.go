@@ -150,7 +150,7 @@ func (d *Door) Do(ctx context.Context, c Caller, o *op.Op, q api.Request) (api.R
 		}
 	}
 	// A token that is revoked meanwhile wins.
-	cmd.Saw = []state.Seen{{Table: "tokens", Key: c.token, Version: view.Tokens.Version(c.token)}}
+	cmd.Saw = append(cmd.Saw, state.Seen{Table: "tokens", Key: c.token, Version: view.Tokens.Version(c.token)})
 	out, err := d.cfg.Replica.Propose(ctx, false, cmd)
 	if err != nil {
 		return api.Reply{}, err
@@ -179,7 +179,7 @@ func (d *Door) dryRun(ctx context.Context, cmd *state.Command) (api.Reply, error
 	if err := d.cfg.Replica.ReadIndex(ctx); err != nil {
 		return api.Reply{}, err
 	}
-	plan, text, err := d.plan(cmd)
+	plan, _, text, err := d.plan(cmd)
 	if err != nil {
 		return api.Reply{}, err
 	}
@@ -187,7 +187,7 @@ func (d *Door) dryRun(ctx context.Context, cmd *state.Command) (api.Reply, error
 }
 
 // plan says what cmd would do now.
-func (d *Door) plan(cmd *state.Command) (plan *fleet.Plan, text string, err error) {
+func (d *Door) plan(cmd *state.Command) (plan *fleet.Plan, on []state.Seen, text string, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			id := newID()
@@ -195,8 +195,8 @@ func (d *Door) plan(cmd *state.Command) (plan *fleet.Plan, text string, err erro
 			err = internal(d.cfg.Node, id)
 		}
 	}()
-	plan, res, err := d.cfg.Registry.DryRun(d.cfg.Scratch(), cmd)
-	return plan, res.Text, err
+	plan, on, res, err := d.cfg.Registry.DryRun(d.cfg.Scratch(), cmd)
+	return plan, on, res.Text, err
 }
 
 // confirm makes sure that what is disruptive was confirmed, and notes the plan
@@ -213,7 +213,7 @@ func (d *Door) confirm(ctx context.Context, o *op.Op, cmd *state.Command, confir
 		}
 		return d.refuse(ctx, *cmd, &fleet.Error{Code: fleet.CodeApproval, Msg: fmt.Sprintf("%q needs a second person's approval", o.Name)})
 	}
-	plan, _, err := d.plan(cmd)
+	plan, on, _, err := d.plan(cmd)
 	switch {
 	case confirm == "" && err != nil:
 		return err
@@ -230,6 +230,7 @@ func (d *Door) confirm(ctx context.Context, o *op.Op, cmd *state.Command, confir
 	}
 	if err == nil && plan.Hash == confirm {
 		cmd.Plan = plan.Hash
+		cmd.Saw = append(cmd.Saw, on...) // Apply holds the world to it
 		return nil
 	}
 	changed := fleet.Conflictf("the plan of %q has changed since it was shown: nothing was done", o.Name).WithHint("look at the new plan, and confirm that")

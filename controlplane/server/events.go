@@ -48,7 +48,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(http.StatusOK)
-	out := &eventWriter{w: w, control: http.NewResponseController(w), next: after + 1}
+	out := &eventWriter{w: w, s: s, control: http.NewResponseController(w), next: after + 1}
 	if l, ok := v.Channel.Get(fleet.EntryNo(after)); ok && r.Header.Get("Last-Event-ID") != "" && l.Count > 1 {
 		// It may have grown while the reader was away.
 		out.line("again", l)
@@ -108,6 +108,7 @@ func eventsAfter(r *http.Request, v *state.View) (uint64, error) {
 
 // eventWriter writes lines that a reader has not seen.
 type eventWriter struct {
+	s       *Server
 	w       http.ResponseWriter
 	control *http.ResponseController
 	next    uint64 // number of the next line
@@ -147,7 +148,7 @@ func (e *eventWriter) print(format string, args ...any) {
 	if e.err != nil {
 		return
 	}
-	_ = e.control.SetWriteDeadline(time.Now().Add(writeTimeout))
+	e.s.moreTime(e.w)
 	_, e.err = fmt.Fprintf(e.w, format, args...)
 }
 

@@ -136,15 +136,23 @@ func (s *Server) mutation(w http.ResponseWriter, r *http.Request, c Caller, o *o
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
 	var reply api.Reply
+	unsure := false // an earlier try of this node's own may have acted
+	once := func(err error) error {
+		unsure = unsure || fleet.CodeOf(err) == fleet.CodeUnknown
+		return err
+	}
 	err = s.atLeader(ctx, r, q.Key, func(ctx context.Context) (err error) {
 		reply, err = s.door.Do(ctx, c, o, q)
-		return err
+		return once(err)
 	}, func(ctx context.Context, at leaderAt) error {
-		return s.ask(ctx, s.operations, r, at, q.Key, q, &reply)
+		reply = api.Reply{}
+		return once(s.ask(ctx, s.operations, r, at, q.Key, q, &reply))
 	})
 	if err != nil {
 		return err
 	}
+	// What this node has asked for twice by itself is no duplicate of the caller's.
+	reply.Duplicate = reply.Duplicate && !unsure
 	return s.reply(w, reply)
 }
 
@@ -299,7 +307,7 @@ func (s *Server) notedStream(w http.ResponseWriter, r *http.Request, c Caller, o
 		return s.pour(w, r, o, env, args)
 	}
 	defer from.Body.Close()
-	out := newTap(w, from.Header.Get("Content-Type"))
+	out := s.newTap(w, from.Header.Get("Content-Type"))
 	_, err = io.Copy(out, from.Body)
 	switch broken := from.Trailer.Get(api.HeaderStreamError); {
 	case err != nil:
@@ -314,7 +322,7 @@ func (s *Server) notedStream(w http.ResponseWriter, r *http.Request, c Caller, o
 
 // pour writes what a stream operation writes, as it comes.
 func (s *Server) pour(w http.ResponseWriter, r *http.Request, o *op.Op, env op.Env, args any) error {
-	out := newTap(w, "application/octet-stream")
+	out := s.newTap(w, "application/octet-stream")
 	return s.closeTap(r, out, o.Stream(r.Context(), env, args, out))
 }
 
@@ -348,6 +356,7 @@ const flushAfter = 10 * time.Millisecond
 
 // tap writes a stream: soon, but not each small piece by itself.
 type tap struct {
+	s    *Server
 	w    http.ResponseWriter
 	kind string
 
@@ -359,7 +368,9 @@ type tap struct {
 	failed  error
 }
 
-func newTap(w http.ResponseWriter, kind string) *tap { return &tap{w: w, kind: kind} }
+func (s *Server) newTap(w http.ResponseWriter, kind string) *tap {
+	return &tap{s: s, w: w, kind: kind}
+}
 
 func (t *tap) begin() {
 	t.begun = true
@@ -381,7 +392,7 @@ func (t *tap) Write(b []byte) (int, error) {
 	if !t.begun {
 		t.begin()
 	}
-	_ = http.NewResponseController(t.w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	t.s.moreTime(t.w)
 	n, err := t.w.Write(b)
 	if err != nil {
 		t.failed = err
@@ -417,6 +428,7 @@ func (t *tap) close() {
 	if t.timer != nil {
 		t.timer.Stop()
 	}
+	t.s.moreTime(t.w) // for the end of the stream, after a long silence
 }
 
 func (s *Server) serveOpenAPI(w http.ResponseWriter, _ *http.Request) error {

@@ -89,7 +89,7 @@ func (s *Server) write(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
 	// An operation may have taken long: the time for writing begins here.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	s.moreTime(w)
 	w.WriteHeader(status)
 	// Who hung up hears nothing.
 	_, _ = w.Write(append(b, '\n'))
@@ -116,7 +116,10 @@ func shorten(s string) string {
 // open for as long as it takes.
 func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error) {
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	if err == nil {
+		// Else it stays: the rest of the body is still to come, or never will.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	}
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
@@ -125,6 +128,7 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error
 			http.StatusRequestEntityTooLarge,
 		}
 	case err != nil:
+		w.Header().Set("Connection", "close")
 		return nil, fleet.Invalidf("the request ends early: nothing was done").WithHint("send it again")
 	}
 	return b, nil

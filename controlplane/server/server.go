@@ -139,6 +139,7 @@ type Server struct {
 
 	operations, agentLane, streams, peers *lane
 	openAPI                               []byte
+	readTimeout, writeTimeout             time.Duration
 }
 
 // New makes a server. It starts nothing.
@@ -157,6 +158,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Log, byPath: make(map[string]*op.Op), agents: newAgents(),
 		operations: newLane(512), agentLane: newLane(16384), streams: newLane(2048), peers: newLane(512),
+		readTimeout: readTimeout, writeTimeout: writeTimeout,
 	}
 	for _, o := range cfg.Registry.Ops() {
 		if !o.Hidden() {
@@ -313,8 +315,12 @@ func (s *Server) guarded(w http.ResponseWriter, r *http.Request) {
 	out := &answer{ResponseWriter: w}
 	control := http.NewResponseController(w)
 	// A writer that has no deadlines, in tests, needs none.
-	_ = control.SetReadDeadline(time.Now().Add(readTimeout))
-	_ = control.SetWriteDeadline(time.Now().Add(writeTimeout))
+	// Without a body, what is read is whether the caller is still there: for as
+	// long as the answer takes.
+	if r.ContentLength != 0 {
+		_ = control.SetReadDeadline(time.Now().Add(s.readTimeout))
+	}
+	s.moreTime(w)
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -331,6 +337,12 @@ func (s *Server) guarded(w http.ResponseWriter, r *http.Request) {
 		s.failAs(out, http.StatusInternalServerError, internal(s.cfg.Node, id))
 	}()
 	s.mux.ServeHTTP(out, r)
+}
+
+// moreTime lets what is written next take its time, however long ago the
+// request began.
+func (s *Server) moreTime(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.writeTimeout))
 }
 
 // answer notes whether an answer has begun.

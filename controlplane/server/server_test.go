@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"footplate/controlplane/api"
 	"footplate/controlplane/catalog"
@@ -304,6 +305,7 @@ func TestPanicsBecomeProblems(t *testing.T) {
 }
 
 func TestTooManyRequestsAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 1)
 	n := w.nodes[0]
 	n.server.operations = newLane(1)
@@ -419,6 +421,7 @@ func (s slowWorld) WaitView(ctx context.Context, index uint64) (*state.View, err
 }
 
 func TestNoLeader(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3)
 	w.run("pool create linux")
 	w.lead("")
@@ -453,6 +456,7 @@ func TestNoLeader(t *testing.T) {
 }
 
 func TestCutOffNodeSaysSo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3)
 	n := w.nodes[2]
 	n.cutOff.Store(true)
@@ -484,12 +488,13 @@ func TestUnknownOutcomeIsAskedForAgain(t *testing.T) {
 	}
 	var r api.Reply
 	w.nodes[2].do("operator", "pool scale linux +2", api.Request{}).into(&r)
-	if p, _ := w.view.Load().Pools.Get("linux"); p.Size != 2 || !r.Duplicate {
+	if p, _ := w.view.Load().Pools.Get("linux"); p.Size != 2 || r.Duplicate || r.Entry == 0 {
 		t.Fatalf("size %d, %+v", p.Size, r)
 	}
 }
 
 func TestUnknownOutcomeNamesTheKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 2)
 	w.run("pool create linux")
 	w.after = func(c state.Command) error {
@@ -639,6 +644,57 @@ func TestStreamSendsEachPieceSoon(t *testing.T) {
 	close(next)
 	if rest, err := io.ReadAll(res.Body); err != nil || string(rest) != "end" {
 		t.Fatalf("%q, %v", rest, err)
+	}
+}
+
+func TestHeldOpenIsNotTimedOut(t *testing.T) {
+	type none struct{}
+	quiet := make(chan struct{})
+	slow := op.Stream(op.Spec{Name: "test quiet", Role: fleet.Viewer, Examples: []string{"test quiet"}}, nil,
+		func(ctx context.Context, _ op.Env, _ none, w io.Writer) error {
+			if _, err := io.WriteString(w, "one;"); err != nil {
+				return err
+			}
+			select {
+			case <-quiet:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			return nil
+		})
+	w := newWorld(t, 1, slow)
+	n := w.nodes[0]
+	n.server.readTimeout, n.server.writeTimeout = 50*time.Millisecond, 50*time.Millisecond
+	events := n.events(t, "")
+	got := make(chan answered, 2)
+	go func() { got <- n.as("viewer", http.MethodGet, "/v1/test.quiet", nil) }()
+	go func() { got <- n.as("viewer", http.MethodPost, "/v1/test.quiet", "{}") }()
+	begun := time.Now()
+	until(t, "longer than the timeouts", func() bool { return time.Since(begun) > 200*time.Millisecond })
+	close(quiet)
+	for range 2 {
+		if a := <-got; a.status != 200 || string(a.body) != "one;" || a.trailer.Get(api.HeaderStreamError) != "" {
+			t.Fatalf("%d %q %v", a.status, a.body, a.trailer)
+		}
+	}
+	w.deliver()
+	if _, _, ev := events.next(); ev.Line == nil {
+		t.Fatal("no line")
+	}
+}
+
+func TestBodyThatNeverComes(t *testing.T) {
+	n := newWorld(t, 1).nodes[0]
+	n.server.readTimeout = 50 * time.Millisecond
+	c, err := net.Dial("tcp", n.http.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, "POST /v1/org.set HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin\r\nContent-Length: 100\r\n\r\n{\"args\":")
+	b, err := io.ReadAll(c)
+	if err != nil || !strings.Contains(string(b), "400 Bad Request") || !strings.Contains(string(b), "ends early") {
+		t.Fatalf("%q, %v", b, err)
 	}
 }
 

@@ -91,7 +91,11 @@ func EncodeBatch(at fleet.Time, commands [][]byte) []byte {
 
 // EncodeCommand returns c as one line of JSON, without its newline.
 func EncodeCommand(c *Command) ([]byte, error) {
-	b, err := json.Marshal(c)
+	b, ok := appendCommand(c)
+	var err error
+	if !ok {
+		b, err = json.Marshal(c)
+	}
 	if err != nil {
 		return nil, fleet.Invalidf("operation %q cannot be encoded: %s", c.Op, err)
 	}
@@ -131,6 +135,10 @@ func DecodeBatch(data []byte) (Batch, error) {
 		if !ok {
 			return none, fmt.Errorf("log entry ends after %d of %d commands", i, head.N)
 		}
+		if readCommand(line, &batch.Commands[i]) {
+			continue
+		}
+		batch.Commands[i] = Command{}
 		if err := json.Unmarshal(line, &batch.Commands[i]); err != nil {
 			return none, fmt.Errorf("command %d of log entry: %w", i, err)
 		}

@@ -39,6 +39,9 @@ import (
 type journal struct {
 	index uint64 // of the log entry that is being applied
 	undo  []func()
+	// In a rehearsal, the rows written so far, each as it was before.
+	rehearsal bool
+	written   []Seen
 }
 
 // tables are the rows, for writing.
@@ -148,6 +151,15 @@ func (st *State) Do(by fleet.Principal, f func(*Tx) error) error {
 	}
 	st.j.undo = st.j.undo[:0]
 	return err
+}
+
+// Written runs f, and returns the rows that it wrote, each as it was before:
+// what a plan depends on.
+func (st *State) Written(f func()) []Seen {
+	st.j.rehearsal, st.j.written = true, nil
+	f()
+	st.j.rehearsal = false
+	return st.j.written
 }
 
 // VersionOf returns the version of a row named as in Seen; ok is false when

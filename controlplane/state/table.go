@@ -154,6 +154,13 @@ func (t *Table[K, R]) set(k K, r *rec[R]) {
 		return
 	}
 	t.j.undo = append(t.j.undo, func() { t.swap(k, old) })
+	if t.j.rehearsal {
+		var version uint64
+		if old != nil {
+			version = old.version
+		}
+		t.j.written = append(t.j.written, Seen{Table: t.name, Key: fmt.Sprint(k), Version: version})
+	}
 }
 
 func (t *Table[K, R]) swap(k K, r *rec[R]) (old *rec[R]) {

@@ -19,6 +19,8 @@ const (
 	// shipAgain is how often a log is looked at although nobody said that it
 	// grew, and the longest wait between two tries.
 	shipAgain = 2 * time.Second
+	// shipSlow is how long a node may take before another is asked as well.
+	shipSlow = time.Second
 	// shipPatience is how long it may fail before somebody is told.
 	shipPatience = 5 * time.Second
 	// keepLog bounds how long a log is kept that no two nodes want to take.
@@ -123,8 +125,21 @@ func (a *Agent) shipTo(work context.Context, body api.Chunks, first int) (next i
 		send()
 	}
 	next = first
-	for got := 0; got < sent; got++ {
-		e := <-errs
+	slow := time.NewTicker(shipSlow)
+	defer slow.Stop()
+	for got := 0; got < sent; {
+		var e error
+		select {
+		case e = <-errs:
+			got++
+		case <-slow.C:
+			// A node that hangs is not waited for while another may take it.
+			next = first + 1
+			if sent < len(nodes) {
+				send()
+			}
+			continue
+		}
 		switch fleet.CodeOf(e) {
 		case "":
 			if held++; held >= need {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -462,7 +463,7 @@ func marks(t *testing.T, file string) string {
 	return string(b)
 }
 
-// quiet waits until nothing is appended to a marks file for 300 ms, and returns
+// quiet waits until nothing is appended to a marks file for 500 ms, and returns
 // when the last mark was made.
 func quiet(t *testing.T, file string) time.Time {
 	t.Helper()
@@ -471,7 +472,7 @@ func quiet(t *testing.T, file string) time.Time {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if since := time.Since(info.ModTime()); since > 300*time.Millisecond {
+		if since := time.Since(info.ModTime()); since > 500*time.Millisecond {
 			return info.ModTime()
 		}
 		if time.Now().After(deadline) {
@@ -487,7 +488,13 @@ func until(t *testing.T, what string, ok func() bool) {
 	defer look.Stop()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); <-look.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("waited in vain: %s\n%s", what, stacks())
 		}
 	}
+}
+
+// stacks shows what every goroutine waits for.
+func stacks() string {
+	b := make([]byte, 1<<20)
+	return string(b[:runtime.Stack(b, true)])
 }
