@@ -468,7 +468,7 @@ func (n *Node) fill(ctx context.Context) error {
 			}
 		}
 		if from, to := n.archive.Missing(); to > 0 {
-			const some = 2000
+			const some = 200 // as many of the longest fit into an answer
 			if to-from >= some {
 				from = to - some + 1
 			}

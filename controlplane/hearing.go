@@ -107,12 +107,12 @@ func (l *listener) listen(ctx context.Context, v *state.View) loop.Heard {
 			continue
 		}
 		pool, _ := v.Pools.Get(h.Pool)
-		silent, _ := l.ear.silent(h)
+		silent, known := l.ear.silent(h)
 		if silent >= pool.FenceAfter+lease.Margin(pool.FenceAfter) && !h.Lost {
 			ask.Hosts = append(ask.Hosts, api.TestifyHost{Host: id, Boot: h.Boot, FenceAfter: pool.FenceAfter})
 			asked = append(asked, len(heard.Hosts))
 		}
-		heard.Hosts = append(heard.Hosts, loop.Hearing{Host: id, Silent: silent})
+		heard.Hosts = append(heard.Hosts, loop.Hearing{Host: id, Silent: silent, Known: known})
 		heard.Unstarted = append(heard.Unstarted, l.unstarted(v, h)...)
 	}
 	if len(ask.Hosts) == 0 {
@@ -160,16 +160,25 @@ func (l *listener) deliveredAt(id fleet.AttemptID) lease.Mono {
 const acceptWithin = 10 * fleet.Second
 
 // unstarted returns the attempts on h that were given to it, never reported,
-// and may be given elsewhere.
+// and can no longer start there: live ones may be given elsewhere, and an
+// exclusive build need not wait for such a one any longer.
 func (l *listener) unstarted(v *state.View, h fleet.Host) []fleet.AttemptID {
 	var out []fleet.AttemptID
-	for _, at := range v.LiveOn(h.ID) {
-		if at.Phase != fleet.PhaseAssigned || v.Clock.Sub(at.AssignedAt) < acceptWithin {
-			continue
-		}
+	never := func(at fleet.Attempt) bool {
 		sync, ok := l.given.LastSync(h.ID, at.ID)
-		if ok && lease.MayReassign(l.deliveredAt(at.ID), at.Incarnation, l.term, sync) {
+		return ok && at.Boot == h.Boot && lease.MayReassign(l.deliveredAt(at.ID), at.Incarnation, l.term, sync)
+	}
+	for _, at := range v.LiveOn(h.ID) {
+		if at.Phase == fleet.PhaseAssigned && v.Clock.Sub(at.AssignedAt) >= acceptWithin && never(at) {
 			out = append(out, at.ID)
+		}
+	}
+	for id := range v.Held.All() {
+		b, _ := v.Builds.Get(id)
+		for _, t := range b.Tasks {
+			if at, ok := v.Attempts.Get(t.Held); ok && at.Host == h.ID && at.StartedAt.IsZero() && never(at) {
+				out = append(out, at.ID)
+			}
 		}
 	}
 	return out

@@ -82,6 +82,9 @@ func (w *world) Cluster(context.Context) op.Cluster {
 			row.Note = fmt.Sprintf("node %s has not heard it for %s", w.node, fleet.DurationOf(peerFresh))
 		default:
 			row.Role, row.Applied, row.Version = k.status.Role, k.status.Applied, k.status.Version
+			if row.Role == string(replica.RoleLeader) && st.Leader != m.ID {
+				row.Role, row.Note = "unknown", "it led when it was last heard"
+			}
 			if n := len(k.status.Digests); n > 0 {
 				row.Digest = digestWords(k.status.Digests[n-1])
 			}

@@ -62,7 +62,6 @@ env:
   PATH: $goroot/bin:/usr/local/bin:/usr/bin:/bin
   GOCACHE: $data/go-cache
   GOTOOLCHAIN: local
-  GOFLAGS: -mod=mod
   GOPROXY: "off"
 tasks:
   - name: $1

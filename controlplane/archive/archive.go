@@ -383,12 +383,12 @@ func (a *Archive) work() (more bool) {
 	if err != nil {
 		done, fault = 0, nil
 	}
-	for _, f := range fills {
-		fillErr := store(f.entries, true)
-		if errors.As(fillErr, &c) {
-			fillErr = c.err
+	filled := make([]error, len(fills))
+	for i, f := range fills {
+		filled[i] = store(f.entries, true)
+		if errors.As(filled[i], &c) {
+			filled[i] = c.err
 		}
-		f.done <- fillErr
 	}
 	if err == nil && sync {
 		err = a.db.sync()
@@ -415,6 +415,10 @@ func (a *Archive) work() (more bool) {
 		a.queue = nil
 	}
 	a.announce()
+	// Told only now that Missing knows of it too.
+	for i, f := range fills {
+		f.done <- filled[i]
+	}
 	return err == nil && (len(a.queue) > 0 || len(a.fills) > 0)
 }
 

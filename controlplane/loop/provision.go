@@ -163,6 +163,8 @@ func guard(now fleet.Time, v *state.View) func(fleet.PoolName) (why string, held
 		for _, h := range v.Hosts.All() {
 			switch {
 			case h.Pool != p.Name:
+			case h.Lost && p.Provider == "none":
+				// It left by itself, and nobody replaces it: it says nothing of the rest.
 			case h.State == fleet.HostReady:
 				s.Expected++
 				if h.Suspect || h.Lost {

@@ -23,6 +23,9 @@ type Hearing struct {
 	Host fleet.HostID
 	// Silent is for how long the leader has listened and heard nothing.
 	Silent fleet.Duration
+	// Known: this leader has heard it since it began to listen. Until then a
+	// short silence says nothing.
+	Known bool
 	// Over: a majority of the nodes has testified that its lease has ended, and
 	// nothing that was on its way to it can start any more.
 	Over bool
@@ -51,7 +54,7 @@ func Watch(now fleet.Time, v *state.View, heard Heard) []state.Command {
 		switch {
 		case silent && !host.Suspect:
 			suspect = append(suspect, h.Host)
-		case !silent && host.Suspect:
+		case !silent && host.Suspect && h.Known:
 			again = append(again, h.Host)
 		case h.Over && here >= pool.FenceAfter && !host.Lost:
 			out = append(out, command(fleet.LoopWatch, catalog.HostLose, catalog.HostLoseArgs{

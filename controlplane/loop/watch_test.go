@@ -40,7 +40,7 @@ func ops(commands []state.Command) []string {
 // nodes began to listen.
 func TestHostThatJustJoinedIsNotLost(t *testing.T) {
 	const now = fleet.Time(1_000_000)
-	heard := Heard{Hosts: []Hearing{{Host: "linux-1", Silent: fleet.Hour, Over: true}}}
+	heard := Heard{Hosts: []Hearing{{Host: "linux-1", Silent: fleet.Hour, Known: true, Over: true}}}
 	for _, c := range []struct {
 		here fleet.Duration
 		want string
@@ -64,7 +64,7 @@ func TestHostThatJustJoinedIsNotLost(t *testing.T) {
 func TestVerdictDoesNotMeetTheNextBoot(t *testing.T) {
 	const now = fleet.Time(1_000_000)
 	st := world(t, now, now.Add(-fleet.Hour))
-	verdict := Watch(now, st.Publish(), Heard{Hosts: []Hearing{{Host: "linux-1", Silent: fleet.Hour, Over: true}}})
+	verdict := Watch(now, st.Publish(), Heard{Hosts: []Hearing{{Host: "linux-1", Silent: fleet.Hour, Known: true, Over: true}}})
 	if len(verdict) != 1 || verdict[0].Op != catalog.HostLose.Name {
 		t.Fatalf("got %v, want host lose", ops(verdict))
 	}

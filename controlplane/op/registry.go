@@ -58,13 +58,25 @@ func (r *Registry) Apply(st *state.State, index uint64, b state.Batch, skip []in
 		if err != nil {
 			return out, err
 		}
-		outcome, entry := r.one(st, o, c, slices.Contains(skip, i), (*fleet.Entry).Seal)
+		outcome, entry := r.located(st, o, c, i, slices.Contains(skip, i))
 		out.Outcomes[i] = outcome
 		if entry != nil {
 			out.Entries = append(out.Entries, *entry)
 		}
 	}
 	return out, nil
+}
+
+// located is one, and says of a panic which command of the log it was: a person
+// must name it to step over it.
+func (r *Registry) located(st *state.State, o *Op, c *state.Command, i int, skipped bool) (state.Outcome, *fleet.Entry) {
+	defer func() {
+		if p := recover(); p != nil {
+			panic(fmt.Sprintf("command %d, %s by %s: %v (to step over it, start every node with --skip-command %d/%d)",
+				i, c.Op, c.By, p, st.Index, i))
+		}
+	}()
+	return r.one(st, o, c, skipped, (*fleet.Entry).Seal)
 }
 
 // logged returns the operation of a command in the log.

@@ -175,13 +175,38 @@ func (o *office) startClock() {
 	pos := o.r.fsm.position()
 	now := time.Now()
 	switch {
-	case pos.At.IsZero():
+	case pos.At.IsZero() && o.first():
 		// The first leader of all: there is no clock to go on from.
 		o.clock = StartClock(fleet.TimeOf(now))
+	case pos.At.IsZero():
+		o.clock = StartClock(o.clock.Now())
 	default:
 		o.clock = StartClock(max(pos.At.Add(fleet.DurationOf(now.Sub(pos.seen))), o.clock.Now()))
 	}
 	o.last = now
+}
+
+// first reports whether nobody has stamped a time before: the log holds
+// nothing but memberships and raft's own marks. A node that has merely not
+// applied its log yet goes on from the log, and not from its own wall clock,
+// which may be wrong by days.
+func (o *office) first() bool {
+	logs := o.r.stores.logs
+	begin, err := logs.FirstIndex()
+	if err != nil || begin > 1 {
+		return false
+	}
+	end, err := logs.LastIndex()
+	if err != nil {
+		return false
+	}
+	for i := max(begin, 1); i <= end; i++ {
+		var l raft.Log
+		if err := logs.GetLog(i, &l); err != nil || l.Type == raft.LogCommand {
+			return false
+		}
+	}
+	return true
 }
 
 // now advances the state clock.

@@ -21,10 +21,8 @@ import (
 
 // The pace of syncs.
 const (
-	// syncHold is how long a sync is held open. It is less than api.SyncHold, so
-	// that an order that comes at its end still arrives within
-	// lease.StartWindow of the sending of the sync.
-	syncHold = 4 * time.Second
+	// syncHold is how long a sync is held open.
+	syncHold = time.Duration(api.SyncHold) * time.Millisecond
 	// orderHold is how long a sync is held open whose answer has an order that
 	// the agent was given before and has not taken.
 	orderHold = time.Second

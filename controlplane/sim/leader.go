@@ -364,13 +364,13 @@ func (o *office) watch(v *state.View, decided func([]state.Command)) {
 			continue
 		}
 		pool, _ := v.Pools.Get(h.Pool)
-		silent, _ := o.n.witness.SilentFor(lease.HostKey{Host: id, Boot: h.Boot}, o.n.mono())
+		silent, known := o.n.witness.SilentFor(lease.HostKey{Host: id, Boot: h.Boot}, o.n.mono())
 		if silent >= w.worth(pool.FenceAfter)+lease.Margin(w.worth(pool.FenceAfter)) && !h.Lost {
 			ask = append(ask, h)
 			fences = append(fences, w.worth(pool.FenceAfter))
 			asked = append(asked, len(heard.Hosts))
 		}
-		heard.Hosts = append(heard.Hosts, loop.Hearing{Host: id, Silent: silent})
+		heard.Hosts = append(heard.Hosts, loop.Hearing{Host: id, Silent: silent, Known: known})
 		heard.Unstarted = append(heard.Unstarted, o.unstarted(v, h)...)
 	}
 	if len(ask) == 0 {
