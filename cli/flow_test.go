@@ -150,7 +150,7 @@ func TestMutation(t *testing.T) {
 		out, errs string
 	}{
 		{"text", nil, "scaled pool \"linux\" from 4 to 6 hosts\nentry 12\n", ""},
-		{"dry run", []string{"--dry-run"}, "pool \"linux\" gets 2 hosts\n", "dry run: nothing was done (plan abcd)\n"},
+		{"dry run", []string{"--dry-run"}, "this would be done:\n  pool \"linux\" gets 2 hosts\n", "dry run: nothing was done (plan abcd)\n"},
 		{"name", []string{"-o", "name"}, "linux\n", ""},
 		{"a known key", []string{"--idempotency-key", "again"}, "scaled pool \"linux\" from 4 to 6 hosts\nentry 12\n",
 			"the key was used before: this is what came of it then, and nothing was done again\n"},

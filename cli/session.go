@@ -267,9 +267,10 @@ func printPlan(sf Surface, reply api.Reply, f format) error {
 	if reply.Plan == nil {
 		return fleet.Internalf("the server sent no plan of %s", reply.Op)
 	}
-	var b strings.Builder
+	b := new(strings.Builder)
+	b.WriteString("this would be done:\n")
 	for _, l := range reply.Plan.Lines {
-		b.WriteString(clean(l) + "\n")
+		b.WriteString("  " + clean(l) + "\n")
 	}
 	if _, err := io.WriteString(sf.Out, b.String()); err != nil {
 		return err

@@ -232,8 +232,9 @@ func (n *Node) clusterID(ctx context.Context) (string, error) {
 			if last == nil && st.Cluster != "" {
 				return st.Cluster, nil
 			}
-			if c := fleet.CodeOf(last); c == fleet.CodeDenied {
-				return "", last
+			if fleet.CodeOf(last) == fleet.CodeDenied {
+				return "", fleet.Deniedf("the nodes at %s do not know this node's secret", strings.Join(n.cfg.Join, ", ")).
+					WithHint("copy DATA/secrets/node of the first node, or say --node-token-file")
 			}
 		}
 		n.log.Info("waiting for a node to join", "addrs", n.cfg.Join, "err", last)

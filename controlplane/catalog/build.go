@@ -94,6 +94,9 @@ func (a BuildSubmitArgs) Validate() error {
 	if a.Count < 1 || a.Count > 1000 {
 		return fleet.Invalidf("--count is %d; it must lie between 1 and 1000", a.Count)
 	}
+	if len(a.Spec.Tasks) == 0 {
+		return fleet.Invalidf("the build has nothing to run").WithHint("say --run COMMAND, or give a build file with --file")
+	}
 	if err := a.Spec.Validate(); err != nil {
 		return err
 	}

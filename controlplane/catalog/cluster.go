@@ -14,10 +14,14 @@ import (
 var ClusterStatus = op.Query(op.Spec{
 	Name:     "cluster status",
 	Summary:  "show the nodes of the control plane",
+	Long:     "The node that answers tells how it sees the others; it needs no quorum for that.",
 	Role:     fleet.Viewer,
-	Examples: []string{"cluster status", "cluster status --stale"},
+	Local:    true,
+	Examples: []string{"cluster status"},
 }, func(ctx context.Context, env op.Env, _ struct{}) (op.Cluster, error) {
-	return env.World.Cluster(ctx), nil
+	c := env.World.Cluster(ctx)
+	c.Cluster = env.View.Cluster
+	return c, nil
 })
 
 // ClusterSnapshotSave writes the whole state, for a backup.

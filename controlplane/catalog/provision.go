@@ -20,8 +20,9 @@ type HostSuspectArgs struct {
 
 // HostSuspect marks hosts that get no new work because they are silent.
 var HostSuspect = op.Internal(op.Spec{
-	Name: "host suspect", Summary: "mark hosts that fell silent", Role: fleet.System,
+	Name: "host suspect", Summary: "mark hosts that fell silent, or that are heard again", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
 }, func(tx *state.Tx, _ op.Meta, a HostSuspectArgs) (op.Result, error) {
+	var back []string // of those that were lost, which was told
 	for _, id := range a.Hosts {
 		h, ok := tx.Hosts.Get(id)
 		if !ok || h.State != fleet.HostReady {
@@ -29,11 +30,17 @@ var HostSuspect = op.Internal(op.Spec{
 		}
 		h.Suspect, h.Why = !a.Again, a.Why
 		if a.Again {
+			if h.Lost {
+				back = append(back, string(id))
+			}
 			h.Lost, h.Why = false, ""
 		}
 		tx.Hosts.Put(id, h)
 	}
-	return op.Result{Text: "marked", Quiet: true}, nil
+	if len(back) == 0 {
+		return op.Result{Text: "marked", Quiet: true}, nil
+	}
+	return op.Result{Text: fmt.Sprintf("%s back: %s", names(back), a.Why)}, nil
 })
 
 // HostLoseArgs names a host whose lease has certainly ended.

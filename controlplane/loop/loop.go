@@ -46,6 +46,10 @@ const (
 	// WatchdogAfter: a leader one of whose loops has not decided for this long
 	// gives up its office.
 	WatchdogAfter = 15 * time.Second
+	// DeliverEvery is the pause between two deliveries: what came meanwhile goes
+	// with the next, and an action's line does not get in the way of the next
+	// action.
+	DeliverEvery = 50 * time.Millisecond
 )
 
 // Config is what the loops need of the node that they run on.
@@ -144,12 +148,24 @@ func (r *runner) run(ctx context.Context) {
 			commands = nil
 		}
 		r.propose(ctx, v, commands)
+		if r.name == fleet.LoopDeliver && len(commands) > 0 {
+			pause(ctx, DeliverEvery)
+		}
 		if ctx.Err() != nil {
 			return
 		}
 		wait, cancel := context.WithTimeout(ctx, TickEvery)
 		_, _ = r.cfg.WaitView(wait, r.cfg.View().Index)
 		cancel()
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
 	}
 }
 

@@ -71,6 +71,7 @@ type Spec struct {
 	Ver      int // of arguments and meaning; 0 counts as 1
 	Examples []string
 	Columns  []string // of a query's table when it is not every field
+	Local    bool     // a query about the answering node itself: it never needs a quorum
 	Opens    bool     // it opens a term, so it is not bound to the one before
 }
 
@@ -162,6 +163,7 @@ type EntryFilter struct {
 
 // Cluster is how the nodes are, as the answering node sees them.
 type Cluster struct {
+	Cluster   string         `json:"cluster"` // id
 	Node      fleet.NodeID   `json:"node"`
 	Role      string         `json:"role"`
 	Leader    fleet.NodeID   `json:"leader"`

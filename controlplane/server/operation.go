@@ -226,7 +226,7 @@ func (s *Server) query(w http.ResponseWriter, r *http.Request, o *op.Op) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), queryTimeout)
 	defer cancel()
-	env, err := s.env(ctx, w, r, o, old)
+	env, err := s.env(ctx, w, r, o, old || o.Local)
 	if err != nil {
 		return err
 	}
