@@ -70,9 +70,8 @@ type Spec struct {
 	Show     state.Show
 	Ver      int // of arguments and meaning; 0 counts as 1
 	Examples []string
-	Columns  []string // of a query's table when it is not every field
-	Local    bool     // a query about the answering node itself: it never needs a quorum
-	Opens    bool     // it opens a term, so it is not bound to the one before
+	Local    bool // a query about the answering node itself: it never needs a quorum
+	Opens    bool // it opens a term, so it is not bound to the one before
 }
 
 // Meta is what a mutation knows beside its arguments.
