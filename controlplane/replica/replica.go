@@ -308,6 +308,15 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 	}
 	if last != nil {
 		last.leave()
+		// While raft runs it answers what it was given, if only with the reason
+		// of the halt; what lies between its goroutines when they end it never
+		// does.
+		answered := time.NewTimer(2 * r.cfg.HeartbeatTimeout)
+		select {
+		case <-last.done:
+		case <-answered.C:
+		}
+		answered.Stop()
 	}
 	if err := ra.Shutdown().Error(); err != nil {
 		r.log.Warn("stopping raft", "err", err)
