@@ -3,7 +3,6 @@ package replica
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,15 +18,11 @@ import (
 // and then to a microsecond less. (With an old leader that has not noticed
 // either, this needs LeaderLeaseTimeout to be shorter than HeartbeatTimeout.)
 //
-// The jitter keeps two followers from becoming candidates in the same
-// millisecond and splitting the vote.
+// All followers notice at about the same time then; see canvass.
 func nudge(ctx context.Context, ra *raft.Raft, timeout time.Duration, log *slog.Logger) {
 	began := time.Now()
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
-	var jitter time.Duration
-	reroll := func() { jitter = rand.N(max(timeout/10, time.Millisecond)) }
-	reroll()
 	for {
 		select {
 		case <-ctx.Done():
@@ -40,7 +35,7 @@ func nudge(ctx context.Context, ra *raft.Raft, timeout time.Duration, log *slog.
 			if heard.Before(began) {
 				heard = began
 			}
-			wait = time.Until(heard.Add(timeout + jitter))
+			wait = time.Until(heard.Add(timeout))
 			if wait <= 0 {
 				rc := ra.ReloadableConfig()
 				rc.HeartbeatTimeout = timeout
@@ -52,7 +47,6 @@ func nudge(ctx context.Context, ra *raft.Raft, timeout time.Duration, log *slog.
 				if err != nil {
 					log.Warn("looking for a leader", "err", err)
 				}
-				reroll()
 				wait = timeout
 			}
 		}

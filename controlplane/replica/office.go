@@ -168,17 +168,22 @@ func (o *office) proposeBegin(try int) error {
 
 // startClock sets the clock to where the log left it: plus the time that
 // passed on this node since it applied that, which bridges the gap between two
-// leaders without trust in any wall clock.
+// leaders without trust in any wall clock. Where the log left it is known only
+// when all of it is applied: the leader that wrote the rest may have begun its
+// clock anew, behind what has passed here.
 func (o *office) startClock() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	pos := o.r.fsm.position()
 	now := time.Now()
 	switch {
-	case pos.At.IsZero() && o.first():
-		// The first leader of all: there is no clock to go on from.
+	case pos.At.IsZero() && !o.stampedAfter(0):
+		// The first leader of all: there is no clock to go on from. A node that
+		// has merely not applied its log yet goes on from the log, and not from
+		// its own wall clock, which may be wrong by days.
 		o.clock = StartClock(fleet.TimeOf(now))
-	case pos.At.IsZero():
+	case pos.At.IsZero(), o.stampedAfter(pos.Index):
+		// What is stamped now is moved on to the end of the log when it is applied.
 		o.clock = StartClock(o.clock.Now())
 	default:
 		o.clock = StartClock(max(pos.At.Add(fleet.DurationOf(now.Sub(pos.seen))), o.clock.Now()))
@@ -186,27 +191,25 @@ func (o *office) startClock() {
 	o.last = now
 }
 
-// first reports whether nobody has stamped a time before: the log holds
-// nothing but memberships and raft's own marks. A node that has merely not
-// applied its log yet goes on from the log, and not from its own wall clock,
-// which may be wrong by days.
-func (o *office) first() bool {
+// stampedAfter reports whether the log may hold something with a time of its
+// own after index: all but memberships and raft's own marks.
+func (o *office) stampedAfter(index uint64) bool {
 	logs := o.r.stores.logs
 	begin, err := logs.FirstIndex()
-	if err != nil || begin > 1 {
-		return false
+	if err != nil || begin > index+1 {
+		return true
 	}
 	end, err := logs.LastIndex()
 	if err != nil {
-		return false
+		return true
 	}
-	for i := max(begin, 1); i <= end; i++ {
+	for i := index + 1; i <= end; i++ {
 		var l raft.Log
 		if err := logs.GetLog(i, &l); err != nil || l.Type == raft.LogCommand {
-			return false
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // now advances the state clock.

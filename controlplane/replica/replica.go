@@ -130,8 +130,8 @@ type Config struct {
 	// of its leader before it calls it dead. 250 to 500 ms is the least that is
 	// safe on machines that steal stalled processes for parts of a second.
 	HeartbeatTimeout time.Duration
-	// PlainElections leaves the noticing of a dead leader to raft's own timer,
-	// which takes twice as long. For comparison.
+	// PlainElections leaves the noticing of a dead leader to raft's own timer, and
+	// elections to chance, which takes twice as long. For comparison.
 	PlainElections bool
 
 	// A snapshot is taken when, at a look every SnapshotInterval (30 s), more
@@ -290,10 +290,15 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 	}
 	transport, unplug := r.transport()
 	defer unplug()
+	asking := newCanvass(transport, r.cfg.HeartbeatTimeout)
+	if !r.cfg.PlainElections {
+		transport = asking
+	}
 	ra, err := r.start(transport)
 	if err != nil {
 		return err
 	}
+	asking.listen(ra)
 	r.raft.Store(ra)
 
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -318,6 +323,7 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 		}
 		answered.Stop()
 	}
+	close(asking.stop)
 	if err := ra.Shutdown().Error(); err != nil {
 		r.log.Warn("stopping raft", "err", err)
 	}
@@ -342,7 +348,7 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 }
 
 // transport returns raft's way to the other nodes, and what ends it.
-func (r *Replica) transport() (raft.Transport, func()) {
+func (r *Replica) transport() (transport, func()) {
 	if r.cfg.Network != nil {
 		at := raft.ServerAddress(r.addr)
 		t := r.cfg.Network.plug(at)
@@ -366,7 +372,7 @@ func (r *Replica) transport() (raft.Transport, func()) {
 }
 
 // start restores the snapshot and starts raft.
-func (r *Replica) start(transport raft.Transport) (ra *raft.Raft, err error) {
+func (r *Replica) start(transport transport) (ra *raft.Raft, err error) {
 	running := new(atomic.Bool)
 	logs := checkedLog{
 		LogStore: r.stores.logs, halt: r.fsm.halt, running: running, newest: r.fsm.newest,

@@ -132,6 +132,51 @@ func (s segments) Open(info types.SegmentInfo) (types.SegmentReader, error) {
 	return s.Filer.Open(info)
 }
 
+// mend gives the log's last file a successor when it is full and has none.
+// Raft-wal v0.4.0 makes that in the background, after it has acknowledged what
+// filled the file; when the disk is full then, or the process ends, it finds
+// the file full for ever after: "segment is sealed". It takes a file for full as
+// well when the disk was full before the end of the write that would have
+// filled it. Such a write was not acknowledged, and all before it is kept: the
+// file is closed at its last entry that was. It gets no index, see segments.
+func (s segments) mend(dir string, meta types.MetaStore, log *slog.Logger) error {
+	state, err := meta.Load(dir)
+	if err != nil || len(state.Segments) == 0 {
+		return err
+	}
+	tail := &state.Segments[len(state.Segments)-1]
+	if !tail.SealTime.IsZero() {
+		return nil
+	}
+	file, err := s.RecoverTail(*tail)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it was about to be created, which opening the log does
+	}
+	if err != nil {
+		return err
+	}
+	full, _, err := file.Sealed()
+	end := file.LastIndex()
+	if err := errors.Join(err, file.Close()); err != nil || !full {
+		return err
+	}
+	next := *tail
+	next.ID, next.CreateTime = state.NextSegmentID, time.Now()
+	state.NextSegmentID++
+	if end == 0 {
+		*tail = next // nothing in it was ever acknowledged
+	} else {
+		tail.SealTime, tail.MaxIndex = next.CreateTime, end
+		next.BaseIndex, next.MinIndex = end+1, end+1
+		state.Segments = append(state.Segments, next)
+	}
+	if err := meta.CommitState(state); err != nil {
+		return err
+	}
+	log.Warn("mended the log: its last file was full and had no successor", "dir", dir, "index", end)
+	return nil
+}
+
 // openStores opens what is in dir, and checks all of it that can be checked
 // without applying it.
 func openStores(dir string, want Cluster, log *slog.Logger) (_ *stores, _ Cluster, err error) {
@@ -176,10 +221,14 @@ func openStores(dir string, want Cluster, log *slog.Logger) (_ *stores, _ Cluste
 	// The log does not close its own metadata, which stays locked then.
 	meta := new(metadb.BoltMetaDB)
 	closers = append(closers, meta.Close)
-	segments := segments{segment.NewFiler(filepath.Join(dir, logDir), walfs.New())}
-	w, err := wal.Open(filepath.Join(dir, logDir), wal.WithLogger(quiet), wal.WithMetaStore(meta), wal.WithSegmentFiler(segments))
+	logs := filepath.Join(dir, logDir)
+	segments := segments{segment.NewFiler(logs, walfs.New())}
+	if err := segments.mend(logs, meta, log); err != nil {
+		return nil, Cluster{}, fmt.Errorf("open log in %s: %w", logs, err)
+	}
+	w, err := wal.Open(logs, wal.WithLogger(quiet), wal.WithMetaStore(meta), wal.WithSegmentFiler(segments))
 	if err != nil {
-		return nil, Cluster{}, fmt.Errorf("open log in %s: %w", filepath.Join(dir, logDir), err)
+		return nil, Cluster{}, fmt.Errorf("open log in %s: %w", logs, err)
 	}
 	closers = append(closers, w.Close)
 	cached, err := raft.NewLogCache(logCacheEntries, w)
@@ -341,7 +390,11 @@ func (c checkedLog) StoreLogs(logs []*raft.Log) error {
 	}
 	err := c.LogStore.StoreLogs(logs)
 	if err != nil && len(logs) > 0 {
-		err = c.halt(fmt.Errorf("log entry %d cannot be written: %w", logs[0].Index, err))
+		err = fmt.Errorf("log entry %d cannot be written: %w", logs[0].Index, err)
+		if strings.Contains(err.Error(), wal.ErrSealed.Error()) { // raft's cache keeps only the text
+			err = fmt.Errorf("%w: the next file of the log could not be made: is the disk full?", err)
+		}
+		err = c.halt(err)
 	}
 	return err
 }
