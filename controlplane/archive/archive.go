@@ -59,8 +59,9 @@ type Archive struct {
 	hurry chan struct{} // somebody waits for it
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when anything below changes
-	queue   []fleet.Entry
+	changed chan struct{}   // closed and replaced when anything below changes
+	queue   [][]fleet.Entry // as Append was given them
+	queued  int             // entries in queue
 	fills   []*fill
 	taken   uint64 // entries ever queued
 	written uint64 // of these, those that the writer is done with
@@ -120,18 +121,18 @@ func (a *Archive) Close() error {
 // Append queues entries, which must be in order. Entries that are here already
 // are compared: others under the same number are a fault, which Err and Flush
 // report. It does not wait for the disk, unless very many entries wait already;
-// so Run must have been started.
+// so Run must have been started. The entries are the archive's from then on.
 func (a *Archive) Append(entries []fleet.Entry) {
 	for len(entries) > 0 {
 		a.mu.Lock()
-		for len(a.queue) >= maxQueue && a.err == nil && a.fault == nil && !a.closed {
+		for a.queued >= maxQueue && a.err == nil && a.fault == nil && !a.closed {
 			changed := a.changed
 			a.mu.Unlock()
 			signal(a.hurry)
 			<-changed
 			a.mu.Lock()
 		}
-		room := min(maxQueue-len(a.queue), len(entries))
+		room := min(maxQueue-a.queued, len(entries))
 		if a.fault != nil || a.closed || room <= 0 {
 			// The log still has them, because no snapshot passes them; and a
 			// peer can fill them in, because the hash of the last is known.
@@ -143,9 +144,10 @@ func (a *Archive) Append(entries []fleet.Entry) {
 			return
 		}
 		a.note(entries[:room])
-		a.queue = append(a.queue, entries[:room]...)
+		a.queue = append(a.queue, entries[:room])
+		a.queued += room
 		a.taken += uint64(room)
-		full := len(a.queue) >= maxWrite
+		full := a.queued >= maxWrite
 		a.mu.Unlock()
 		signal(a.wake)
 		if full {
@@ -311,7 +313,7 @@ func (a *Archive) Run(ctx context.Context) error {
 	for {
 		var again <-chan time.Time
 		a.mu.Lock()
-		if a.err != nil && len(a.queue) > 0 {
+		if a.err != nil && a.queued > 0 {
 			retry.Reset(retryAfter)
 			again = retry.C
 		}
@@ -354,7 +356,7 @@ func (a *Archive) Run(ctx context.Context) error {
 // work does one transaction's worth, and reports whether there is more.
 func (a *Archive) work() (more bool) {
 	a.mu.Lock()
-	batch := a.queue[:min(len(a.queue), maxWrite)]
+	batch := a.next()
 	fills := a.fills
 	a.fills = nil
 	sync := a.syncing
@@ -405,21 +407,41 @@ func (a *Archive) work() (more bool) {
 		a.durable = slices.Clone(have)
 	}
 	a.written += uint64(done)
-	a.queue = a.queue[done:]
-	if len(a.queue) == 0 {
-		a.queue = nil
+	if done > 0 {
+		a.queue[0] = a.queue[0][done:]
+		a.queued -= done
+		if len(a.queue[0]) == 0 {
+			a.queue = a.queue[1:]
+		}
 	}
 	if fault != nil {
 		a.fault = fault
-		a.written += uint64(len(a.queue))
-		a.queue = nil
+		a.written += uint64(a.queued)
+		a.queue, a.queued = nil, 0
 	}
 	a.announce()
 	// Told only now that Missing knows of it too.
 	for i, f := range fills {
 		f.done <- filled[i]
 	}
-	return err == nil && (len(a.queue) > 0 || len(a.fills) > 0)
+	return err == nil && (a.queued > 0 || len(a.fills) > 0)
+}
+
+// next joins what is queued, up to a transaction's worth, at the head of the
+// queue, and returns it. a.mu must be held.
+func (a *Archive) next() []fleet.Entry {
+	if a.queued == 0 {
+		return nil
+	}
+	n, total := 1, len(a.queue[0])
+	for n < len(a.queue) && total < maxWrite {
+		total += len(a.queue[n])
+		n++
+	}
+	if n > 1 {
+		a.queue = append([][]fleet.Entry{slices.Concat(a.queue[:n]...)}, a.queue[n:]...)
+	}
+	return a.queue[0]
 }
 
 // settle waits until what was appended before the call can be read, or cannot

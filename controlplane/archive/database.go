@@ -1,7 +1,7 @@
 package archive
 
 import (
-	"context"
+	"bytes"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -15,34 +15,36 @@ import (
 )
 
 // format is the version of the tables, kept in user_version.
-const format = 1
+const format = 2
 
-// The columns beside body are what queries select by; body is the entry as it
-// is exported, and what is verified. There are no more indexes than this,
-// because writing an entry must cost next to nothing: the moments of entries
-// never go back, so a moment is found by its number.
+// A row is a block; the columns before body say which queries may pass it over,
+// and where its neighbours join. There are no indexes, because the moments of
+// entries never go back, so a moment is found by its number, and because a block
+// is passed over in a microsecond.
 const schema = `
-CREATE TABLE entries (
-	n        INTEGER PRIMARY KEY,
-	idx      INTEGER NOT NULL,
-	at       INTEGER NOT NULL,
-	by       TEXT NOT NULL,
-	op       TEXT NOT NULL,
-	outcome  TEXT NOT NULL,
-	incident TEXT NOT NULL,
+CREATE TABLE blocks (
+	first    INTEGER PRIMARY KEY,
+	last     INTEGER NOT NULL,
+	at_first INTEGER NOT NULL,
+	at_last  INTEGER NOT NULL,
 	prev     TEXT NOT NULL,
 	hash     TEXT NOT NULL,
+	by       BLOB NOT NULL,
+	op       BLOB NOT NULL,
+	outcome  BLOB NOT NULL,
+	incident BLOB NOT NULL,
 	body     BLOB NOT NULL
 ) STRICT;
-CREATE INDEX entries_incident ON entries (incident, n) WHERE incident <> '';
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 `
 
 const (
-	columns   = 10
-	rowMarks  = "(?,?,?,?,?,?,?,?,?,?)"
-	bulkRows  = 32 // entries that one statement inserts, where so many wait
-	insertSQL = "INSERT INTO entries (n, idx, at, by, op, outcome, incident, prev, hash, body) VALUES "
+	columns   = "first, last, at_first, at_last, prev, hash, by, op, outcome, incident, body"
+	insertSQL = "INSERT INTO blocks (" + columns + ") VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+	// The block that has the entry with a number, or none.
+	holderSQL = "SELECT " + columns + " FROM blocks WHERE first = (SELECT max(first) FROM blocks WHERE first <= ?1) AND last >= ?1"
+	// The block that ends with an entry, if it has at most so many more.
+	beforeSQL = "SELECT " + columns + " FROM blocks WHERE first = (SELECT max(first) FROM blocks WHERE first <= ?1) AND last = ?1 AND last - first < ?2"
 )
 
 // database is the SQLite file: one connection that writes, some that read.
@@ -51,7 +53,10 @@ type database struct {
 	write *sql.DB
 	read  *sql.DB
 
-	insert, insertBulk, body, hash, prev, erase, setMeta *sql.Stmt
+	insert, remove, holder, before, hash, prev, setMeta *sql.Stmt
+
+	packer packer // the writer's
+	enc    encoder
 }
 
 // conflict says that an entry cannot be stored beside those that are here.
@@ -77,7 +82,11 @@ func openDatabase(path, cluster string) (_ *database, have spans, err error) {
 		u := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}
 		return u.String() + "?_pragma=" + strings.Join(append(pragmas, "busy_timeout(10000)"), "&_pragma=")
 	}
-	if d.write, err = sql.Open("sqlite", dsn("journal_mode(wal)", "synchronous(normal)", "cache_size(-8000)")+"&_txlock=immediate"); err != nil {
+	if d.write, err = sql.Open("sqlite", dsn("journal_mode(wal)", "synchronous(normal)", "cache_size(-8000)",
+		// What was erased must not lie on in pages that became free.
+		"secure_delete(1)",
+		// A checkpoint waits for the disk twice, and Raft's log with it.
+		"wal_autocheckpoint(4000)")+"&_txlock=immediate"); err != nil {
 		return nil, nil, err
 	}
 	d.write.SetMaxOpenConns(1)
@@ -94,6 +103,10 @@ func openDatabase(path, cluster string) (_ *database, have spans, err error) {
 	if version > format {
 		return nil, nil, fleet.Conflictf("audit archive %s has format %d; this version reads %d", path, version, format).
 			WithHint("run the version of footplate that wrote it")
+	}
+	if version == 1 {
+		return nil, nil, fleet.Conflictf("audit archive %s has format 1, from before the first release; this version reads %d", path, format).
+			WithHint("move the file away: the node fills its archive again from its peers")
 	}
 	if version == 0 {
 		if err := d.create(cluster); err != nil {
@@ -119,12 +132,12 @@ func openDatabase(path, cluster string) (_ *database, have spans, err error) {
 		stmt **sql.Stmt
 		text string
 	}{
-		{&d.insert, insertSQL + rowMarks},
-		{&d.insertBulk, insertSQL + strings.Repeat(rowMarks+",", bulkRows-1) + rowMarks},
-		{&d.body, "SELECT body FROM entries WHERE n = ?"},
-		{&d.hash, "SELECT hash FROM entries WHERE n = ?"},
-		{&d.prev, "SELECT prev FROM entries WHERE n = ?"},
-		{&d.erase, "UPDATE entries SET by = ?, body = ? WHERE n = ?"},
+		{&d.insert, insertSQL},
+		{&d.remove, "DELETE FROM blocks WHERE first = ?"},
+		{&d.holder, holderSQL},
+		{&d.before, beforeSQL},
+		{&d.hash, "SELECT hash FROM blocks WHERE first = (SELECT max(first) FROM blocks WHERE first <= ?1) AND last = ?1"},
+		{&d.prev, "SELECT prev FROM blocks WHERE first = ?"},
 		{&d.setMeta, "UPDATE meta SET value = ? WHERE key = ?"},
 	} {
 		if *s.stmt, err = d.write.Prepare(s.text); err != nil {
@@ -192,12 +205,9 @@ func (d *database) put(have spans, expected Anchor, entries []fleet.Entry, prove
 	if len(entries) == 0 {
 		return have, nil
 	}
-	bodies := make([][]byte, len(entries))
-	for i := range entries {
-		var err error
-		if bodies[i], err = encode(&entries[i]); err != nil {
-			return nil, &conflict{i, fleet.Internalf("entry %d cannot be encoded: %s", entries[i].N, err)}
-		}
+	lines, n, err := d.enc.lines(entries)
+	if err != nil {
+		return nil, &conflict{n, fleet.Internalf("entry %d cannot be encoded: %s", entries[n].N, err)}
 	}
 	sqlTx, err := d.write.Begin()
 	if err != nil {
@@ -209,7 +219,7 @@ func (d *database) put(have spans, expected Anchor, entries []fleet.Entry, prove
 	for i := 0; i < len(entries); {
 		e := &entries[i]
 		if have.covers(e.N, e.N) {
-			same, err := tx.compare(e, bodies[i])
+			same, err := tx.compare(e, lines[i])
 			if err != nil {
 				return nil, err
 			}
@@ -226,7 +236,7 @@ func (d *database) put(have spans, expected Anchor, entries []fleet.Entry, prove
 		if err := tx.link(have, expected, entries, i, j, proven); err != nil {
 			return nil, err
 		}
-		if err := tx.insert(entries[i:j], bodies[i:j]); err != nil {
+		if err := tx.insert(entries[i:j], lines[i:j]); err != nil {
 			return nil, err
 		}
 		have = have.add(e.N, entries[j-1].N)
@@ -242,18 +252,27 @@ func (d *database) put(have spans, expected Anchor, entries []fleet.Entry, prove
 	if err := sqlTx.Commit(); err != nil {
 		return nil, fmt.Errorf("write audit archive: %w", err)
 	}
+	if tx.erased {
+		// The write-ahead log has what was erased too. A reader may be in the
+		// way; then the log is overwritten in its turn.
+		if _, err := d.write.Exec("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+			return nil, fmt.Errorf("write audit archive: %w", err)
+		}
+	}
 	return have, nil
 }
 
 // transaction is one call of put.
 type transaction struct {
-	d  *database
-	tx *sql.Tx
+	d      *database
+	tx     *sql.Tx
+	held   block // the one that compare looked at last
+	erased bool  // an entry was replaced by one with more of it erased
 }
 
 // link checks that entries[i:j], none of which is here, fit to one another, to
 // their neighbours that are here, and to the entry that a snapshot named.
-func (t transaction) link(have spans, expected Anchor, entries []fleet.Entry, i, j int, proven bool) error {
+func (t *transaction) link(have spans, expected Anchor, entries []fleet.Entry, i, j int, proven bool) error {
 	for k := i; k < j; k++ {
 		e := &entries[k]
 		var prev string
@@ -294,14 +313,29 @@ func (t transaction) link(have spans, expected Anchor, entries []fleet.Entry, i,
 	return nil
 }
 
+// scan reads a row with the columns of a block.
+func (b *block) scan(row interface{ Scan(...any) error }, body any) error {
+	return row.Scan(&b.first, &b.last, &b.atFirst, &b.atLast, &b.prev, &b.hash,
+		&b.by.list, &b.op.list, &b.outcome.list, &b.incident.list, body)
+}
+
 // compare reports whether e is the entry that is here under its number. Of two
 // that differ only in what was erased, the one with more erased stays.
-func (t transaction) compare(e *fleet.Entry, body []byte) (bool, error) {
-	var old []byte
-	if err := t.tx.Stmt(t.d.body).QueryRow(int64(e.N)).Scan(&old); err != nil {
-		return false, fmt.Errorf("read audit archive: %w", err)
+func (t *transaction) compare(e *fleet.Entry, line []byte) (bool, error) {
+	if t.held.count() == 0 || e.N < t.held.first || e.N > t.held.last {
+		t.held = block{}
+		var body []byte
+		if err := t.held.scan(t.tx.Stmt(t.d.holder).QueryRow(int64(e.N)), &body); err != nil {
+			return false, fmt.Errorf("read audit archive: %w", err)
+		}
+		if err := t.d.packer.unpack(&t.held, body); err != nil {
+			t.held = block{}
+			return false, nil
+		}
 	}
-	if string(old) == string(body) {
+	at := int(e.N - t.held.first)
+	old := t.held.line(at)
+	if bytes.Equal(old, line) {
 		return true, nil
 	}
 	stored, why := decode(old)
@@ -311,30 +345,80 @@ func (t transaction) compare(e *fleet.Entry, body []byte) (bool, error) {
 	if len(e.Erased) <= len(stored.Erased) {
 		return true, nil
 	}
-	if _, err := t.tx.Stmt(t.d.erase).Exec(string(e.By), body, int64(e.N)); err != nil {
-		return false, fmt.Errorf("write audit archive: %w", err)
+	var b block
+	for i := range t.held.count() {
+		if i == at {
+			b.add(e, line)
+			continue
+		}
+		other, why := decode(t.held.line(i))
+		if why != "" {
+			return false, nil
+		}
+		b.add(&other, t.held.line(i))
 	}
+	if err := t.remove(t.held.first); err != nil {
+		return false, err
+	}
+	if err := t.store(&b); err != nil {
+		return false, err
+	}
+	t.held, t.erased = b, true
 	return true, nil
 }
 
-func (t transaction) insert(entries []fleet.Entry, bodies [][]byte) error {
-	one, bulk := t.tx.Stmt(t.d.insert), t.tx.Stmt(t.d.insertBulk)
-	args := make([]any, 0, bulkRows*columns)
-	for len(entries) > 0 {
-		stmt, rows := one, 1
-		if len(entries) >= bulkRows {
-			stmt, rows = bulk, bulkRows
+// insert stores entries that follow one another and are not here. Small blocks
+// before them are taken up into the new ones: each that is not larger than what
+// comes after it, so that an entry is written again a few times at most however
+// slowly entries come, and no run of small blocks is left behind.
+func (t *transaction) insert(entries []fleet.Entry, lines [][]byte) error {
+	t.held = block{}
+	var b block
+	for n := entries[0].N; n > 1; n = b.first {
+		most := min(b.count()+len(entries), maxBlock/2, maxBlock-b.count())
+		var older block
+		var body []byte
+		err := older.scan(t.tx.Stmt(t.d.before).QueryRow(int64(n-1), most), &body)
+		if errors.Is(err, sql.ErrNoRows) {
+			break
 		}
-		args = args[:0]
-		for i := range rows {
-			e := &entries[i]
-			args = append(args, int64(e.N), int64(e.Index), int64(e.At), string(e.By), e.Op,
-				string(e.Outcome), e.Incident, e.Prev, e.Hash, bodies[i])
+		if err != nil {
+			return fmt.Errorf("read audit archive: %w", err)
 		}
-		if _, err := stmt.ExecContext(context.Background(), args...); err != nil {
-			return fmt.Errorf("write audit archive: %w", err)
+		// What is damaged stays as it is, for Verify to find.
+		if t.d.packer.unpack(&older, body) != nil || len(older.raw) > maxRaw/2 || len(older.raw)+len(b.raw) > maxRaw {
+			break
 		}
-		entries, bodies = entries[rows:], bodies[rows:]
+		if err := t.remove(older.first); err != nil {
+			return err
+		}
+		b.precede(&older)
+	}
+	for i := range entries {
+		if !b.room(len(lines[i])) {
+			if err := t.store(&b); err != nil {
+				return err
+			}
+			b.reset()
+		}
+		b.add(&entries[i], lines[i])
+	}
+	return t.store(&b)
+}
+
+func (t *transaction) remove(first fleet.EntryNo) error {
+	if _, err := t.tx.Stmt(t.d.remove).Exec(int64(first)); err != nil {
+		return fmt.Errorf("write audit archive: %w", err)
+	}
+	return nil
+}
+
+func (t *transaction) store(b *block) error {
+	// An empty list is not nil, which would be NULL.
+	list := func(s *set) []byte { return append([]byte{}, s.list...) }
+	if _, err := t.tx.Stmt(t.d.insert).Exec(int64(b.first), int64(b.last), int64(b.atFirst), int64(b.atLast),
+		b.prev, b.hash, list(&b.by), list(&b.op), list(&b.outcome), list(&b.incident), t.d.packer.pack(b)); err != nil {
+		return fmt.Errorf("write audit archive: %w", err)
 	}
 	return nil
 }

@@ -11,45 +11,91 @@ import (
 // encode returns e as one line of JSON, without its newline. Nothing is escaped
 // that need not be: the arguments are covered by the hash as they stand.
 func encode(e *fleet.Entry) ([]byte, error) {
-	if b, ok := appendEntry(e); ok {
+	return appendJSON(make([]byte, 0, 640+len(e.Args)+len(e.Text)+len(e.Reason)), e)
+}
+
+// encoder makes the lines of many entries in one buffer, which it uses again.
+type encoder struct {
+	buf  []byte
+	list [][]byte
+}
+
+// maxKept is how large a buffer may be kept: not for ever that of the largest.
+const maxKept = 4 << 20
+
+// lines returns the lines of entries, which are valid until the next call. When
+// one cannot be encoded, the number is its index.
+func (c *encoder) lines(entries []fleet.Entry) (_ [][]byte, n int, err error) {
+	if cap(c.buf) > maxKept {
+		c.buf = nil
+	}
+	b := c.buf[:0]
+	c.list = c.list[:0]
+	for i := range entries {
+		start := len(b)
+		if b, err = appendJSON(b, &entries[i]); err != nil {
+			return nil, i, err
+		}
+		// When b moves, earlier lines stay valid where they were.
+		c.list = append(c.list, b[start:len(b):len(b)])
+	}
+	c.buf = b
+	return c.list, 0, nil
+}
+
+func appendJSON(b []byte, e *fleet.Entry) ([]byte, error) {
+	if b, ok := appendEntry(b, e); ok {
 		return b, nil
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
+	var w bytes.Buffer
+	enc := json.NewEncoder(&w)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(e); err != nil {
-		return nil, err
+		return b, err
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'}), nil
+	return append(b, bytes.TrimSuffix(w.Bytes(), []byte{'\n'})...), nil
 }
+
+// plain tells the bytes that stand in a JSON string as they are.
+var plain = func() (t [256]bool) {
+	for c := ' '; c < 0x7f; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
 
 // appendEntry writes what package encoding/json would, at a fraction of the
 // cost, when e is as nearly all entries are: ASCII, nothing erased, nobody else's
-// approval. False means that e is something else.
-func appendEntry(e *fleet.Entry) ([]byte, bool) {
+// approval. False means that e is something else, and b is as it was.
+func appendEntry(b []byte, e *fleet.Entry) ([]byte, bool) {
 	if len(e.Erased) > 0 || len(e.Salts) > 0 || len(e.ApprovedBy) > 0 || e.Count < 0 || !isCompact(e.Args) {
-		return nil, false
+		return b, false
 	}
-	at, err := json.Marshal(e.At)
+	at, err := e.At.MarshalJSON()
 	if err != nil {
-		return nil, false
+		return b, false
 	}
-	b := make([]byte, 0, 512+len(e.Args)+len(e.Text)+len(e.Reason))
-	plain := true
+	start, ascii := b, true
 	text := func(name, s string, always bool) {
 		if s == "" && !always {
 			return
 		}
 		b = append(b, name...)
-		for i := range len(s) {
-			switch c := s[i]; {
-			case c < ' ' || c >= 0x7f:
-				plain = false
-			case c == '"' || c == '\\':
-				b = append(b, '\\', c)
-			default:
-				b = append(b, c)
+		for s != "" {
+			i := 0
+			for i < len(s) && plain[s[i]] {
+				i++
 			}
+			b = append(b, s[:i]...)
+			if i == len(s) {
+				break
+			}
+			if c := s[i]; c == '"' || c == '\\' {
+				b = append(b, '\\', c)
+			} else {
+				ascii = false
+			}
+			s = s[i+1:]
 		}
 		b = append(b, '"')
 	}
@@ -80,14 +126,27 @@ func appendEntry(e *fleet.Entry) ([]byte, bool) {
 	text(`,"salt":"`, e.Salt, false)
 	text(`,"prev":"`, e.Prev, true)
 	text(`,"hash":"`, e.Hash, true)
-	return append(b, '}'), plain
+	if !ascii {
+		return start, false
+	}
+	return append(b, '}'), true
 }
 
 // isCompact reports whether args are JSON that package encoding/json certainly
 // writes as they stand.
 func isCompact(args json.RawMessage) bool {
-	for _, c := range args {
-		if c <= ' ' || c >= 0x7f {
+	quoted := false
+	for i := 0; i < len(args); i++ {
+		switch c := args[i]; {
+		case plain[c]:
+			if c == ' ' && !quoted {
+				return false
+			}
+		case c == '"':
+			quoted = !quoted
+		case c == '\\':
+			i++ // no quote, or not JSON
+		default:
 			return false
 		}
 	}

@@ -21,6 +21,9 @@ func TestEncodeAsJSON(t *testing.T) {
 		"full":              func(*fleet.Entry) {},
 		"empty":             func(e *fleet.Entry) { *e = fleet.Entry{} },
 		"markup":            func(e *fleet.Entry) { e.Text, e.Args = `<b>&\`, json.RawMessage(`{"a":"<b>&\u003c"}`) },
+		"quoted in args":    func(e *fleet.Entry) { e.Args = json.RawMessage(`{"a":"b \\"c\\" \\\\","d":"e f"}`) },
+		"bare blank":        func(e *fleet.Entry) { e.Args = json.RawMessage(`{"a":"b\\\\", "d":1}`) },
+		"control in args":   func(e *fleet.Entry) { e.Args = json.RawMessage("{\"a\":\"\n\"}") },
 		"blanks in args":    func(e *fleet.Entry) { e.Args = json.RawMessage(`{ "a": "b c" }`) },
 		"no args":           func(e *fleet.Entry) { e.Args = json.RawMessage{} },
 		"broken args":       func(e *fleet.Entry) { e.Args = json.RawMessage(`{"a"`) },
@@ -50,7 +53,7 @@ func TestEncodeAsJSON(t *testing.T) {
 			}
 		})
 	}
-	if _, ok := appendEntry(&full); !ok {
+	if _, ok := appendEntry(nil, &full); !ok {
 		t.Error("a plain entry is not taken for one")
 	}
 }

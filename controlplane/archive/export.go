@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"strings"
 
 	"footplate/fleet"
 )
@@ -78,8 +79,8 @@ func (a *Archive) Export(ctx context.Context, w io.Writer, f Filter) error {
 			if err != nil {
 				return err
 			}
-			if f.Text != "" {
-				if e, why := decode(row.body); why == "" && !f.holds(&e) {
+			if h.Only != nil {
+				if e, why := decode(row.line); why == "" && !f.holds(&e) {
 					continue
 				}
 			}
@@ -87,8 +88,8 @@ func (a *Archive) Export(ctx context.Context, w io.Writer, f Filter) error {
 				t.First = row.n
 			}
 			t.Count++
-			t.Last, t.Head = row.n, row.hash
-			out.write(row.body)
+			t.Last, t.Head = row.n, lineHash(row.line)
+			out.write(row.line)
 			out.write([]byte{'\n'})
 			if out.err != nil {
 				break
@@ -100,6 +101,12 @@ func (a *Archive) Export(ctx context.Context, w io.Writer, f Filter) error {
 		return err
 	}
 	return out.flush()
+}
+
+// lineHash returns the hash in a line that encode wrote: its last field.
+func lineHash(line []byte) string {
+	_, hash, _ := strings.Cut(string(line[max(0, len(line)-128):]), `"hash":"`)
+	return strings.TrimSuffix(hash, `"}`)
 }
 
 // complete returns an error when the archive lacks entries of the range.

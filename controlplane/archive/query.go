@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -52,10 +53,9 @@ func (a *Archive) Query(ctx context.Context, f Filter) ([]fleet.Entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		e, why := decode(row.body)
+		e, why := decode(row.line)
 		if why != "" {
-			return nil, fleet.Internalf("entry %d in the audit archive is damaged: %s", row.n, why).
-				WithHint("see footplate audit verify")
+			return nil, damaged(fmt.Sprintf("entry %d", row.n), why)
 		}
 		if !f.holds(&e) {
 			continue
@@ -66,6 +66,10 @@ func (a *Archive) Query(ctx context.Context, f Filter) ([]fleet.Entry, error) {
 		}
 	}
 	return entries, nil
+}
+
+func damaged(what, why string) *fleet.Error {
+	return fleet.Internalf("%s in the audit archive: damaged: %s", what, why).WithHint("see footplate audit verify")
 }
 
 // Get returns one entry.
@@ -81,8 +85,12 @@ func (a *Archive) Get(ctx context.Context, n fleet.EntryNo) (fleet.Entry, error)
 	return entries[0], nil
 }
 
-// holds reports whether f.Text is in e. The rest of f is the database's.
+// holds reports whether f selects e, whose number and moment fit already.
 func (f Filter) holds(e *fleet.Entry) bool {
+	if f.By != "" && e.By != f.By || f.Outcome != "" && e.Outcome != f.Outcome || f.Incident != "" && e.Incident != f.Incident ||
+		f.Op != "" && e.Op != f.Op && !strings.HasPrefix(e.Op, f.Op+" ") {
+		return false
+	}
 	if f.Text == "" {
 		return true
 	}
@@ -95,74 +103,157 @@ func (f Filter) holds(e *fleet.Entry) bool {
 	return false
 }
 
-// row is an entry as the database has it. The bytes are valid until the next.
-type row struct {
-	n        fleet.EntryNo
-	idx      uint64
-	at       fleet.Time
-	by       fleet.Principal
-	op       string
-	outcome  fleet.EntryOutcome
-	incident string
-	prev     string
-	hash     string
-	body     sql.RawBytes
+// sieve tells most lines that a filter does not select without decoding them.
+type sieve struct {
+	parts [][]byte // each stands in the line of an entry that is selected
+	text  []byte   // and this, in lower case; none when it could stand there escaped
+	lower []byte   // the line in lower case
 }
 
-// rows yields what f selects but for its Text and Limit. The last pair has the
-// error when there is one.
-func (d *database) rows(ctx context.Context, f Filter) iter.Seq2[*row, error] {
-	return func(yield func(*row, error) bool) {
-		fail := func(err error) { yield(nil, fmt.Errorf("read audit archive: %w", err)) }
-		from, to, err := d.bounds(ctx, f)
-		if err != nil {
-			fail(err)
+func (f Filter) sieve() *sieve {
+	v := &sieve{}
+	part := func(name, value, end string) {
+		if value == "" {
 			return
 		}
+		// As encode writes it.
+		b, err := encode(&fleet.Entry{Via: value})
+		if err != nil {
+			return
+		}
+		_, b, _ = bytes.Cut(b, []byte(`"via":"`))
+		b, _, _ = bytes.Cut(b, []byte(`","op":`))
+		v.parts = append(v.parts, append(append([]byte(name), b...), end...))
+	}
+	part(`"by":"`, string(f.By), `"`)
+	part(`"op":"`, f.Op, "") // and what begins so
+	part(`"outcome":"`, string(f.Outcome), `"`)
+	part(`"incident":"`, f.Incident, `"`)
+	for i := range len(f.Text) {
+		if !plain[f.Text[i]] {
+			return v
+		}
+	}
+	v.text = []byte(strings.ToLower(f.Text))
+	return v
+}
+
+// passes reports whether line must be decoded to know whether it is selected.
+func (v *sieve) passes(line []byte) bool {
+	for _, p := range v.parts {
+		if !bytes.Contains(line, p) {
+			return false
+		}
+	}
+	if len(v.text) == 0 {
+		return true
+	}
+	v.lower = v.lower[:0]
+	for _, c := range line {
+		if c >= 0x80 {
+			return true // what is lower case there is not told byte by byte
+		}
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		v.lower = append(v.lower, c)
+	}
+	return bytes.Contains(v.lower, v.text)
+}
+
+// row is an entry as the database has it. The bytes are valid until the next.
+type row struct {
+	n    fleet.EntryNo
+	line []byte
+}
+
+// rows yields the entries of the range of f, but for most of those that the
+// rest of f leaves out; holds tells which. The last pair has the error when
+// there is one.
+func (d *database) rows(ctx context.Context, f Filter) iter.Seq2[row, error] {
+	return func(yield func(row, error) bool) {
+		from, to, err := d.bounds(ctx, f)
+		if err != nil {
+			yield(row{}, fmt.Errorf("read audit archive: %w", err))
+			return
+		}
+		v := f.sieve()
+		for b, err := range d.blocks(ctx, from, to, f) {
+			if err != nil {
+				yield(row{}, err)
+				return
+			}
+			first, last := int(max(from, b.first)-b.first), int(min(to, b.last)-b.first)
+			for i := range last - first + 1 {
+				at := first + i
+				if f.Newest {
+					at = last - i
+				}
+				r := row{b.first + fleet.EntryNo(at), b.line(at)}
+				if v.passes(r.line) && !yield(r, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// blocks yields the blocks that have numbers from from to to, but for those
+// that have nothing that f selects. Each is valid until the next. The last pair
+// has the error when there is one, and with it the bounds of a block that is
+// damaged.
+func (d *database) blocks(ctx context.Context, from, to fleet.EntryNo, f Filter) iter.Seq2[*block, error] {
+	return func(yield func(*block, error) bool) {
 		if from > to {
 			return
 		}
-		where, args := "n BETWEEN ? AND ?", []any{int64(from), int64(to)}
-		and := func(cond string, values ...any) {
-			where += " AND " + cond
-			args = append(args, values...)
-		}
-		if f.Since != 0 {
-			and("at >= ?", int64(f.Since))
-		}
-		if f.Until != 0 {
-			and("at < ?", int64(f.Until))
+		fail := func(err error) { yield(nil, fmt.Errorf("read audit archive: %w", err)) }
+		where := "first <= ?1 AND first >= coalesce((SELECT max(first) FROM blocks WHERE first <= ?2), 0) AND last >= ?2"
+		args := []any{int64(to), int64(from)}
+		in := func(column string, values ...string) {
+			var any []string
+			for _, v := range values {
+				any = append(any, "instr("+column+", ?)")
+				args = append(args, []byte("\n"+v))
+			}
+			where += " AND (" + strings.Join(any, " OR ") + ")"
 		}
 		if f.By != "" {
-			and("by = ?", string(f.By))
+			in("by", oneLine.Replace(string(f.By))+"\n")
 		}
 		if f.Op != "" {
-			and("(op = ? OR (op >= ? AND op < ?))", f.Op, f.Op+" ", f.Op+"!") // "!" follows the space
+			op := oneLine.Replace(f.Op)
+			in("op", op+"\n", op+" ")
 		}
 		if f.Outcome != "" {
-			and("outcome = ?", string(f.Outcome))
+			in("outcome", oneLine.Replace(string(f.Outcome))+"\n")
 		}
 		if f.Incident != "" {
-			and("incident = ? AND incident <> ''", f.Incident) // the second half lets the index serve
+			in("incident", oneLine.Replace(f.Incident)+"\n")
 		}
-		order := "n"
+		order := "first"
 		if f.Newest {
-			order = "n DESC"
+			order = "first DESC"
 		}
-		rows, err := d.read.QueryContext(ctx, "SELECT n, idx, at, by, op, outcome, incident, prev, hash, body FROM entries WHERE "+
-			where+" ORDER BY "+order, args...)
+		rows, err := d.read.QueryContext(ctx, "SELECT "+columns+" FROM blocks WHERE "+where+" ORDER BY "+order, args...)
 		if err != nil {
 			fail(err)
 			return
 		}
 		defer rows.Close()
-		var r row
+		var b block
+		var p packer
+		var body sql.RawBytes
 		for rows.Next() {
-			if err := rows.Scan(&r.n, &r.idx, &r.at, &r.by, &r.op, &r.outcome, &r.incident, &r.prev, &r.hash, &r.body); err != nil {
+			if err := b.scan(rows, &body); err != nil {
 				fail(err)
 				return
 			}
-			if !yield(&r, nil) {
+			if err := p.unpack(&b, body); err != nil {
+				yield(&b, damaged(fmt.Sprintf("entries %d to %d", b.first, b.last), err.Error()))
+				return
+			}
+			if !yield(&b, nil) {
 				return
 			}
 		}
@@ -176,7 +267,7 @@ func (d *database) rows(ctx context.Context, f Filter) iter.Seq2[*row, error] {
 // may be selected to the last. from > to when none can be.
 func (d *database) bounds(ctx context.Context, f Filter) (from, to fleet.EntryNo, err error) {
 	var last sql.NullInt64
-	if err := d.read.QueryRowContext(ctx, "SELECT max(n) FROM entries").Scan(&last); err != nil {
+	if err := d.read.QueryRowContext(ctx, "SELECT last FROM blocks ORDER BY first DESC LIMIT 1").Scan(&last); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, 0, err
 	}
 	from, to = max(f.From, 1), fleet.EntryNo(last.Int64)
@@ -201,21 +292,42 @@ func (d *database) bounds(ctx context.Context, f Filter) (from, to fleet.EntryNo
 // firstAt returns the first number from from to to whose entry is not before
 // t, and to+1 when there is none. The state clock never goes back.
 func (d *database) firstAt(ctx context.Context, t fleet.Time, from, to fleet.EntryNo) (fleet.EntryNo, error) {
-	lo, hi := from, to+1
+	if from > to {
+		return to + 1, nil
+	}
+	// The first block that ends not before t, by where blocks begin.
+	var begin sql.NullInt64
+	if err := d.read.QueryRowContext(ctx, "SELECT max(first) FROM blocks WHERE first <= ?", int64(from)).Scan(&begin); err != nil {
+		return 0, err
+	}
+	lo, hi := fleet.EntryNo(begin.Int64), to+1
 	for lo < hi {
 		mid := lo + (hi-lo)/2
-		var n, at int64
-		err := d.read.QueryRowContext(ctx, "SELECT n, at FROM entries WHERE n >= ? AND n < ? ORDER BY n LIMIT 1", int64(mid), int64(hi)).Scan(&n, &at)
+		var first, at int64
+		err := d.read.QueryRowContext(ctx, "SELECT first, at_last FROM blocks WHERE first >= ? AND first < ? ORDER BY first LIMIT 1",
+			int64(mid), int64(hi)).Scan(&first, &at)
 		switch {
-		case errors.Is(err, sql.ErrNoRows):
+		case errors.Is(err, sql.ErrNoRows), err == nil && fleet.Time(at) >= t:
 			hi = mid
 		case err != nil:
 			return 0, err
-		case fleet.Time(at) >= t:
-			hi = mid
 		default:
-			lo = fleet.EntryNo(n) + 1
+			lo = fleet.EntryNo(first) + 1
 		}
 	}
-	return lo, nil
+	for b, err := range d.blocks(ctx, max(lo, from), to, Filter{}) {
+		if err != nil {
+			return 0, err
+		}
+		for i := range b.count() {
+			e, why := decode(b.line(i))
+			if why != "" {
+				return 0, damaged(fmt.Sprintf("entry %d", b.first+fleet.EntryNo(i)), why)
+			}
+			if n := b.first + fleet.EntryNo(i); e.At >= t && n >= from {
+				return min(n, to+1), nil
+			}
+		}
+	}
+	return to + 1, nil
 }

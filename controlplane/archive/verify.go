@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -166,29 +167,66 @@ func (a *Archive) VerifyChain(ctx context.Context, since fleet.EntryNo, anchors 
 		}
 	}
 	before := c.report
-	for row, err := range a.db.rows(ctx, Filter{From: since, To: last}) {
+	var again block // what stands beside the lines, made anew from them
+	for b, err := range a.db.blocks(ctx, since, last, Filter{}) {
+		if b != nil && err != nil {
+			return c.report, &Fault{Wrong: BadJSON, N: max(b.first, since), Text: fleet.AsError(err).Msg}
+		}
 		if err != nil {
 			return c.report, err
 		}
-		e, why := decode(row.body)
-		if why != "" {
-			return c.report, &Fault{Wrong: BadJSON, N: row.n, Text: fmt.Sprintf("entry %d: %s", row.n, why)}
+		again.reset()
+		for i := range b.count() {
+			n, line := b.first+fleet.EntryNo(i), b.line(i)
+			e, why := decode(line)
+			if why != "" {
+				return c.report, &Fault{Wrong: BadJSON, N: n, Text: fmt.Sprintf("entry %d: %s", n, why)}
+			}
+			again.add(&e, line)
+			if n < since {
+				continue // an earlier part of the block that has since
+			}
+			if c.report.Count == 0 && before.Head != "" && e.N == since && e.Prev != before.Head && e.Unsound() == "" {
+				return c.report, &Fault{Wrong: Swapped, N: e.N, Text: fmt.Sprintf("entry %d does not follow entry %d", e.N, since-1)}
+			}
+			if fault := c.check(&e, func(fleet.EntryNo) bool { return false }); fault != nil {
+				return c.report, fault
+			}
+			if e.N != n {
+				return c.report, &Fault{Wrong: Reordered, N: e.N, Text: fmt.Sprintf("entry %d stands in the place of entry %d", e.N, n)}
+			}
 		}
-		if c.report.Count == 0 && before.Head != "" && row.n == since && e.Prev != before.Head && e.Unsound() == "" {
-			return c.report, &Fault{Wrong: Swapped, N: e.N, Text: fmt.Sprintf("entry %d does not follow entry %d", e.N, since-1)}
+		if !again.same(b) {
+			n := max(b.first, since)
+			return c.report, &Fault{Wrong: Edited, N: n, Text: fmt.Sprintf("entries %d to %d: what queries select them by differs from them", b.first, b.last)}
 		}
-		if fault := c.check(&e, func(fleet.EntryNo) bool { return false }); fault != nil {
-			return c.report, fault
-		}
-		if row.n != e.N || row.idx != e.Index || row.at != e.At || row.by != e.By || row.op != e.Op ||
-			row.outcome != e.Outcome || row.incident != e.Incident || row.prev != e.Prev || row.hash != e.Hash {
-			return c.report, &Fault{Wrong: Edited, N: row.n, Text: fmt.Sprintf("entry %d: the columns that queries select by differ from it", row.n)}
-		}
+	}
+	if n, err := a.strange(ctx, last); err != nil {
+		return c.report, err
+	} else if n > 0 {
+		return c.report, &Fault{Wrong: Inserted, N: n, Text: fmt.Sprintf("entry %d stands after entry %d, the last", n, last)}
 	}
 	if c.next <= last {
 		return c.report, &Fault{Wrong: Truncated, N: c.next, Text: fmt.Sprintf("entries %d to %d are not there", c.next, last)}
 	}
 	return c.end(), nil
+}
+
+// strange returns the first number after last that is in the database and that
+// no entry of the archive has, 0 when there is none.
+func (a *Archive) strange(ctx context.Context, last fleet.EntryNo) (fleet.EntryNo, error) {
+	var n sql.NullInt64
+	if err := a.db.read.QueryRowContext(ctx, "SELECT max(first) FROM blocks WHERE first > ?", int64(last)).Scan(&n); err != nil {
+		return 0, fmt.Errorf("read audit archive: %w", err)
+	}
+	// What was written meanwhile is known as soon as its writer is done with it.
+	if err := a.settle(ctx); err != nil {
+		return 0, fmt.Errorf("verify audit archive: %w", err)
+	}
+	if !n.Valid || fleet.EntryNo(n.Int64) <= a.Last() {
+		return 0, nil
+	}
+	return fleet.EntryNo(n.Int64), nil
 }
 
 // maxLine bounds a line of an export.
