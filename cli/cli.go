@@ -42,13 +42,18 @@ var Version = "dev"
 // exitInterrupted is the exit code after a signal, as shells have it for SIGINT.
 const exitInterrupted = 130
 
-// Main runs the program and returns its exit code. Each of extra becomes a
-// command beside the operations, or with Offline a form of one.
-func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, extra ...*cobra.Command) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // the second signal ends at once
+// Command is a command that main adds beside the operations. It is made when
+// something is to be done with it, so that the others do not wait for it.
+type Command struct {
+	Name, Short string
+	Make        func() *cobra.Command
+	// Offline, in the place of Make, is a form of the operation Name that asks no
+	// server: it runs when the operation is given arguments by position.
+	Offline func(ctx context.Context, s Surface, args []string) error
+}
 
+// Main runs the program and returns its exit code.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, extra ...Command) int {
 	p := &program{
 		Session: Session{
 			registry: catalog.All(),
@@ -57,7 +62,28 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, extra ...*co
 		},
 		in: stdin, out: stdout, err: stderr,
 	}
-	err := p.main(ctx, args, extra)
+	for _, c := range extra {
+		if c.Offline != nil {
+			p.offline[c.Name] = c.Offline
+		} else {
+			p.extra = append(p.extra, c)
+		}
+	}
+	args, err := p.settings.leading(args)
+	if err != nil {
+		return p.fail(err)
+	}
+	if len(args) == 0 || len(args) == 1 && slices.Contains([]string{"help", "--help", "-h"}, args[0]) {
+		if err := p.writeRootHelp(p.out); err != nil {
+			return p.fail(err)
+		}
+		return 0
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // the second signal ends at once
+	err = p.main(ctx, args)
 	var f failed
 	switch {
 	case err == nil:
@@ -76,15 +102,17 @@ type program struct {
 	Session
 	in       io.Reader
 	out, err io.Writer
-	root     *cobra.Command
+	extra    []Command
+	root     *cobra.Command // made when an operation's name is not all there is
 }
 
-func (p *program) main(ctx context.Context, args []string, extra []*cobra.Command) error {
-	args, err := p.settings.leading(args)
-	if err != nil {
+// main runs an operation, or else what cobra makes of args.
+func (p *program) main(ctx context.Context, args []string) error {
+	if o, rest, err := p.registry.Find(args); err == nil {
+		_, err := p.run(ctx, p.surface(ctx), o, rest)
 		return err
 	}
-	p.root = p.tree(extra)
+	p.root = p.tree()
 	p.root.SetArgs(args)
 	p.root.SetIn(p.in)
 	p.root.SetOut(p.out)
@@ -98,8 +126,23 @@ func (p *program) fail(err error) int {
 	return fleet.CodeOf(err).Meaning().Exit
 }
 
-// WriteError writes an error as every surface of ours words it.
+// Told returns an error that ends the program with err's exit code, and is not
+// said again.
+func Told(err error) error {
+	var f failed
+	if errors.As(err, &f) {
+		return f
+	}
+	return failed{fleet.CodeOf(err).Meaning().Exit}
+}
+
+// WriteError writes an error as every surface of ours words it, unless all was
+// said of it already.
 func WriteError(w io.Writer, err error, color bool) {
+	var f failed
+	if errors.As(err, &f) {
+		return
+	}
 	e := fleet.AsError(err)
 	var b strings.Builder
 	if e.Plan != nil {
@@ -168,22 +211,9 @@ func isTerminal(f any) bool {
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// Offline makes a form of an operation that asks no server: run is called in
-// the operation's place when it is given arguments by position.
-func Offline(operation string, run func(ctx context.Context, s Surface, args []string) error) *cobra.Command {
-	return &cobra.Command{
-		Use:         operation,
-		Annotations: map[string]string{offlineAnnotation: operation},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return run(cmd.Context(), Surface{In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Err: cmd.ErrOrStderr()}, args)
-		},
-	}
-}
-
-const offlineAnnotation = "footplate/offline"
-
-// tree makes the tree of commands.
-func (p *program) tree(extra []*cobra.Command) *cobra.Command {
+// tree makes the tree of commands: for what cobra does, which is the commands
+// that are no operations, completion, and words that stand in the wrong place.
+func (p *program) tree() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "footplate",
 		Short:         "drive a fleet of CI hosts",
@@ -255,28 +285,32 @@ func (p *program) tree(extra []*cobra.Command) *cobra.Command {
 	}
 	root.AddCommand(p.versionCommand(), p.referenceCommand())
 	root.SetHelpCommand(p.helpCommand())
-	for _, c := range extra {
-		if name, ok := c.Annotations[offlineAnnotation]; ok {
-			p.offline[name] = func(ctx context.Context, s Surface, args []string) error {
-				c.SetContext(ctx)
-				c.SetIn(s.In)
-				c.SetOut(s.Out)
-				c.SetErr(s.Err)
-				return c.RunE(c, args)
-			}
-			continue
-		}
-		usageErrors(c)
+	for _, x := range p.extra {
+		c := x.Make()
+		c.Use, c.Short = x.Name, x.Short
 		root.AddCommand(c)
 	}
 	root.InitDefaultHelpFlag()
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
-			c.Short = "print the completion script of a shell: bash, zsh, fish or powershell"
+			c.Short, c.Args, c.RunE = completionShort, cobra.ArbitraryArgs, completionNeedsShell
+		}
+		if !p.isNoun(c.Name()) {
+			usageErrors(c)
 		}
 	}
 	return root
+}
+
+// completionNeedsShell is what completion does when it is given no shell that it
+// knows.
+func completionNeedsShell(cmd *cobra.Command, args []string) error {
+	e := fleet.Invalidf("completion needs a shell")
+	if len(args) > 0 {
+		e = fleet.Invalidf("there is no completion for %q", args[0])
+	}
+	return e.WithHint("one of bash, zsh, fish, powershell")
 }
 
 // usageErrors makes what cobra says of a command's arguments bad usage.
@@ -324,7 +358,7 @@ func (p *program) unknown(words []string) error {
 
 // surface is the shell that the program was started from.
 func (p *program) surface(ctx context.Context) Surface {
-	s := Surface{In: p.in, Out: p.out, Err: p.err, Color: p.colors(p.out)}
+	s := Surface{In: p.in, Out: p.out, Err: p.err, Color: p.colors(p.out), Person: isTerminal(p.out)}
 	if isTerminal(p.in) {
 		s.Ask = func(lines []string) (bool, error) { return ask(ctx, p.in, p.err, lines) }
 	}
@@ -364,7 +398,7 @@ func ask(ctx context.Context, in io.Reader, out io.Writer, lines []string) (bool
 
 func (p *program) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		Use: "version", Short: versionShort, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			_, err := fmt.Fprintf(p.out, "footplate %s (%s, %s/%s)\n", Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"iter"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"footplate/controlplane/client"
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
+	"footplate/fleet"
 )
 
 // Connection is a session's way to the cluster.
@@ -27,18 +29,31 @@ func connect(addrs []string, token, via string, retry time.Duration) (*Connectio
 }
 
 func (c *Connection) do(ctx context.Context, o *op.Op, args any, r api.Request) (api.Reply, error) {
-	return c.client.Do(ctx, o, args, client.Options{
+	reply, err := c.client.Do(ctx, o, args, client.Options{
 		Key: r.Key, Reason: r.Reason, Incident: r.Incident, DryRun: r.DryRun, Confirm: r.Confirm,
 	})
+	return reply, older(o, err)
 }
 
 func (c *Connection) query(ctx context.Context, o *op.Op, args any, stale bool) (json.RawMessage, string, error) {
 	raw, age, err := c.client.Query(ctx, o, args, stale)
-	return raw, string(age), err
+	return raw, string(age), older(o, err)
 }
 
-func (c *Connection) stream(ctx context.Context, o *op.Op, args any, r api.Request) (io.ReadCloser, error) {
-	return c.client.Stream(ctx, o, args, client.Options{Key: r.Key, Reason: r.Reason, Incident: r.Incident})
+func (c *Connection) stream(ctx context.Context, o *op.Op, args any, q api.Request) (io.ReadCloser, error) {
+	r, err := c.client.Stream(ctx, o, args, client.Options{Key: q.Key, Reason: q.Reason, Incident: q.Incident})
+	return r, older(o, err)
+}
+
+// older explains why a server does not know an operation that this program has:
+// it is not for the person to find another name for it.
+func older(o *op.Op, err error) error {
+	e := fleet.AsError(err)
+	if e == nil || e.Code != fleet.CodeNotFound || e.Msg != fmt.Sprintf("there is no operation %q", o.Path()) {
+		return err
+	}
+	return fleet.NotFoundf("the server does not know %q: it is older than this footplate (%s)", o.Name, Version).
+		WithHint("cluster status shows the versions of the nodes")
 }
 
 // How the backlog of the channel is told from what comes live: the server sends

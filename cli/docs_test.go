@@ -75,7 +75,7 @@ func commandLines(doc string) []string {
 func TestCommandsInDocuments(t *testing.T) {
 	ops := catalog.All()
 	p := &program{Session: Session{registry: ops}}
-	p.root = p.tree(nil)
+	p.root = p.tree()
 	// What main adds parses its own flags; usage lines have no values.
 	other := regexp.MustCompile(`^(dev|server|agent|chat|help|reference|completion)\b`)
 	usage := regexp.MustCompile(`\[|\b[A-Z]{2,}\b`)

@@ -3,18 +3,23 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 
 	"footplate/controlplane/api"
 	"footplate/controlplane/catalog"
@@ -125,17 +130,17 @@ func TestExitCodes(t *testing.T) {
 		if code == "" || code == fleet.CodeApproval {
 			continue
 		}
-		n := newNode(t)
+		n, wait := newNode(t), "300ms"
 		n.mutation("pool.scale", func(api.Request) (api.Reply, error) {
 			return api.Reply{}, &fleet.Error{Code: code, Msg: "it went so", Hint: "do this"}
 		})
 		if code == fleet.CodeUnavailable {
 			// A node that answers so is asked again until the time is over, and may
 			// just have been asked then: the outcome is unknown. Where nobody
-			// listens, nothing can have been done.
-			n = &node{Server: &httptest.Server{URL: "http://127.0.0.1:1"}}
+			// listens nothing can have been done: that is clear before the time is over.
+			n, wait = &node{Server: &httptest.Server{URL: "http://127.0.0.1:1"}}, "5s"
 		}
-		out, errs, got := shell(t, []*node{n}, "", "pool", "scale", "linux", "+2", "--timeout", "300ms")
+		out, errs, got := shell(t, []*node{n}, "", "pool", "scale", "linux", "+2", "--request-timeout", wait)
 		if got != exit || out != "" || !strings.HasPrefix(errs, "error: ") {
 			t.Errorf("%s: exit code %d, want %d; stdout %q, stderr %q", code, got, exit, out, errs)
 		}
@@ -158,6 +163,7 @@ func TestMutation(t *testing.T) {
 		{"text", nil, "scaled pool \"linux\" from 4 to 6 hosts\nentry 12\n", ""},
 		{"dry run", []string{"--dry-run"}, "this would be done:\n  pool \"linux\" gets 2 hosts\n", "dry run: nothing was done (plan abcd)\n"},
 		{"name", []string{"-o", "name"}, "linux\n", ""},
+		{"dry run, names", []string{"--dry-run", "-o", "name"}, "", "this would be done:\n  pool \"linux\" gets 2 hosts\ndry run: nothing was done (plan abcd)\n"},
 		{"a known key", []string{"--idempotency-key", "again"}, "scaled pool \"linux\" from 4 to 6 hosts\nentry 12\n",
 			"the key was used before: this is what came of it then, and nothing was done again\n"},
 	}
@@ -177,6 +183,32 @@ func TestMutation(t *testing.T) {
 	var reply api.Reply
 	if err := json.Unmarshal([]byte(out), &reply); err != nil || reply.Entry != 12 {
 		t.Errorf("-o json: %v, %q", err, out)
+	}
+}
+
+// A server that is older than the program is told from a slip of the fingers.
+func TestOlderServer(t *testing.T) {
+	n := newNode(t)
+	for _, path := range []string{"pool.scale", "pool.list", "audit.export"} {
+		n.paths[path] = func(w http.ResponseWriter, r *http.Request) {
+			problem(w, fleet.NotFoundf("there is no operation %q", path).WithHint("did you mean /v1/pool.show?"))
+		}
+	}
+	for _, line := range []string{"pool scale linux 2", "pool list", "audit export"} {
+		out, errs, exit := shell(t, []*node{n}, "", strings.Fields(line)...)
+		if exit != 5 || out != "" || !strings.Contains(errs, "it is older than this footplate (dev)\nhint: cluster status") {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q", line, exit, out, errs)
+		}
+	}
+}
+
+// A snapshot is not poured over a terminal or into the chat.
+func TestSnapshotIsNotForReading(t *testing.T) {
+	s := Session{registry: catalog.All(), settings: settings{addr: "http://127.0.0.1:1"}}
+	var out bytes.Buffer
+	_, err := s.Run(t.Context(), Surface{Out: &out, Err: &out, Person: true}, []string{"cluster", "snapshot", "save"})
+	if fleet.CodeOf(err) != fleet.CodeInvalid || !strings.Contains(fleet.AsError(err).Hint, "> FILE") || out.Len() > 0 {
+		t.Errorf("%v, and %q", err, out.String())
 	}
 }
 
@@ -333,7 +365,7 @@ func TestOutcomeUnknown(t *testing.T) {
 	n.mutation("pool.scale", func(q api.Request) (api.Reply, error) {
 		return api.Reply{}, fleet.Unknownf("leadership was lost while the command was on its way")
 	})
-	_, errs, exit := shell(t, []*node{n}, "", "pool", "scale", "linux", "6", "--timeout", "300ms")
+	_, errs, exit := shell(t, []*node{n}, "", "pool", "scale", "linux", "6", "--request-timeout", "300ms")
 	if exit != 8 {
 		t.Errorf("exit code %d, stderr %q", exit, errs)
 	}
@@ -555,7 +587,7 @@ func TestChannelLines(t *testing.T) {
 // reference; what is not for people has none.
 func TestEveryOperationIsACommand(t *testing.T) {
 	p := &program{Session: Session{registry: catalog.All()}, in: strings.NewReader(""), out: io.Discard, err: io.Discard}
-	p.root = p.tree(nil)
+	p.root = p.tree()
 	var reference bytes.Buffer
 	if err := WriteReference(&reference, p.registry); err != nil {
 		t.Fatal(err)
@@ -574,5 +606,111 @@ func TestEveryOperationIsACommand(t *testing.T) {
 				t.Errorf("help of %s does not show %q", o.Name, e)
 			}
 		}
+	}
+}
+
+// The help of the whole program is written without making its commands: it lists
+// them all the same.
+func TestRootHelpListsEveryCommand(t *testing.T) {
+	var help bytes.Buffer
+	p := &program{
+		Session: Session{registry: catalog.All()}, in: strings.NewReader(""), out: io.Discard, err: io.Discard,
+		extra: []Command{{Name: "zeppelin", Short: "fly", Make: func() *cobra.Command { return &cobra.Command{} }}},
+	}
+	if err := p.writeRootHelp(&help); err != nil {
+		t.Fatal(err)
+	}
+	_, others, _ := strings.Cut(help.String(), "\nOther commands:\n")
+	others, _, _ = strings.Cut(others, "\n\n")
+	var got, want []string
+	for line := range strings.Lines(others) {
+		got = append(got, strings.Join(strings.Fields(line), " "))
+	}
+	root := p.tree()
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if !c.Hidden && !p.isNoun(c.Name()) {
+			want = append(want, c.Name()+" "+c.Short)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" || len(got) < 4 {
+		t.Errorf("other commands (-tree +help):\n%s", diff)
+	}
+}
+
+// Whoever follows a build that is queued for long gives up no sooner for it.
+func TestTrouble(t *testing.T) {
+	begun := time.Date(2026, 11, 21, 3, 0, 0, 0, time.UTC)
+	at := func(d time.Duration) time.Time { return begun.Add(d) }
+	tr := trouble{since: begun}
+	for _, row := range []struct {
+		now    time.Duration
+		opened time.Duration // -1: it could not be
+		chunks bool
+		want   time.Duration
+	}{
+		{now: 10 * time.Second, opened: -1, want: 10 * time.Second},
+		{now: 12 * time.Second, opened: 11 * time.Second, want: 12 * time.Second}, // broke at once
+		{now: 10 * time.Minute, opened: 13 * time.Second, want: 0},                // was open, and quiet
+		{now: 11 * time.Minute, opened: -1, want: time.Minute},
+		{now: 12 * time.Minute, opened: 12 * time.Minute, chunks: true, want: 0},
+	} {
+		var opened time.Time
+		if row.opened >= 0 {
+			opened = at(row.opened)
+		}
+		if got := tr.lasts(at(row.now), opened, row.chunks); got != row.want {
+			t.Errorf("after %s: trouble for %s, want %s", row.now, got, row.want)
+		}
+	}
+}
+
+// The secret of a token is made here and shown once; the cluster gets its hash.
+func TestTokenCreate(t *testing.T) {
+	n := newNode(t)
+	lost := false
+	n.mutation("access.token.create", func(q api.Request) (api.Reply, error) {
+		if lost {
+			return api.Reply{}, fleet.Unknownf("leadership was lost while the command was on its way")
+		}
+		return api.Reply{Op: "access token create", Key: q.Key, Entry: 7, Text: "made token \"ci\": ci is viewer"}, nil
+	})
+	secret := regexp.MustCompile(`fp_[0-9a-f]{64}`)
+	create := []string{"access", "token", "create", "ci", "--role", "viewer", "--request-timeout", "300ms"}
+	for _, row := range []struct {
+		name      string
+		flags     []string
+		lost      bool
+		out, errs string // with SECRET for it
+		exit      int
+	}{
+		{name: "text", out: "made token \"ci\": ci is viewer\nsecret SECRET\nentry 7\n", errs: "the secret is shown this once: keep it where secrets are kept\n"},
+		{name: "name", flags: []string{"-o", "name"}, out: "ci\n", errs: "secret SECRET\n"},
+		{name: "unknown", lost: true, errs: "secret, if the token was made: SECRET\nerror: it is not known whether access token create was done\nhint: footplate access list shows whether the token is there", exit: 8},
+	} {
+		lost = row.lost
+		out, errs, exit := shell(t, []*node{n}, "", append(slices.Clone(create), row.flags...)...)
+		shown := secret.FindString(out + errs)
+		if got := strings.ReplaceAll(out, shown, "SECRET"); got != row.out || exit != row.exit {
+			t.Errorf("%s: exit code %d, stdout %q, want %q", row.name, exit, got, row.out)
+		}
+		if got := strings.ReplaceAll(errs, shown, "SECRET"); !strings.HasPrefix(got, row.errs) {
+			t.Errorf("%s: stderr %q, want %q", row.name, got, row.errs)
+		}
+		sum := sha256.Sum256([]byte(shown))
+		q := string(n.posts[len(n.posts)-1].Args)
+		if !strings.Contains(q, hex.EncodeToString(sum[:])) || strings.Contains(q, shown) {
+			t.Errorf("%s: the cluster was told %s of the secret %q", row.name, q, shown)
+		}
+	}
+	lost = false
+	out, _, _ := shell(t, []*node{n}, "", append(create, "-o", "json")...)
+	var reply struct {
+		Result struct {
+			Secret string `json:"secret"`
+		} `json:"result"`
+	}
+	if err := json.Unmarshal([]byte(out), &reply); err != nil || !secret.MatchString(reply.Result.Secret) {
+		t.Errorf("-o json: %v, %q", err, out)
 	}
 }

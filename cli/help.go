@@ -12,9 +12,16 @@ import (
 	"footplate/fleet"
 )
 
+// What the commands do that this package adds to the operations.
+const (
+	completionShort = "print the completion script of a shell: bash, zsh, fish or powershell"
+	helpShort       = "explain a command"
+	versionShort    = "print the version"
+)
+
 func (p *program) helpCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "help [COMMAND]", Short: "explain a command",
+		Use: "help [COMMAND]", Short: helpShort,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return p.writeRootHelp(p.out)
@@ -125,17 +132,12 @@ func (p *program) writeRootHelp(w io.Writer) error {
 		return err
 	}
 	b.WriteString("\nOther commands:\n")
-	width := 0
-	var others []*cobra.Command
-	for _, c := range p.root.Commands() {
-		if !c.Hidden && !p.isNoun(c.Name()) {
-			others = append(others, c)
-			width = max(width, len(c.Name()))
-		}
+	others := []flagLine{{"completion", completionShort}, {"help", helpShort}, {"version", versionShort}}
+	for _, c := range p.extra {
+		others = append(others, flagLine{c.Name, c.Short})
 	}
-	for _, c := range others {
-		fmt.Fprintf(&b, "  %-*s  %s\n", width, c.Name(), c.Short)
-	}
+	slices.SortFunc(others, func(a, b flagLine) int { return strings.Compare(a.flag, b.flag) })
+	b.WriteString(flagLines(others))
 	b.WriteString("\nFlags of every command:\n")
 	b.WriteString(programHelp())
 	b.WriteString("\nfootplate help COMMAND says more. Exit codes are listed there.\n")
@@ -181,10 +183,8 @@ func writeHelp(w io.Writer, o *op.Op) error {
 			args = append(args, l)
 		case p.Flag != "":
 			l.flag = "--" + p.Flag
-			if p.Type == "object" {
-				l.flag += " FILE"
-			} else if !p.Bool {
-				l.flag += " " + strings.ToUpper(p.Type)
+			if !p.Bool {
+				l.flag += " " + p.Value()
 			}
 			flags = append(flags, l)
 		}

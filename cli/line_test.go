@@ -209,7 +209,7 @@ func TestComplete(t *testing.T) {
 		"pool scale linux --re":       "--reason",
 		"queue pause --stage ":        "intake promotion dispatch",
 		"queue pause --stage=p":       "--stage=promotion",
-		"automation pause ":           "promote dispatch provision watch deliver",
+		"automation pause p":          "promote provision",
 		"automation pause watch ":     "",
 		"host list -o j":              "json jsonl",
 		"host list --output=na":       "--output=name",

@@ -21,6 +21,9 @@ import (
 // stream copies what a stream operation writes: its bytes as they are, but for
 // build logs, which are put together from their chunks.
 func (s *Session) stream(ctx context.Context, sf Surface, call *op.Call, f format) error {
+	if call.Op == catalog.ClusterSnapshotSave && sf.Person {
+		return fleet.Invalidf("a snapshot is not for reading").WithHint("footplate %s > FILE", call.Op.Name)
+	}
 	c, err := s.dial()
 	if err != nil {
 		return err
@@ -144,9 +147,10 @@ func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs
 	}
 	single := a.Task != "" || a.Follow // one task: attempts come in the order of their numbers
 	gaps := 0
-	since := time.Now()
+	trouble := trouble{since: time.Now()}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		before := w.chunks
+		w.openedAt = time.Time{}
 		w.tolerant = gaps >= 3
 		err := s.copyLog(ctx, w, a)
 		var gap *gapError
@@ -159,9 +163,9 @@ func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs
 			return errors.Join(w.finish(), err)
 		}
 		if w.chunks > before {
-			since, wait = time.Now(), 100*time.Millisecond
+			wait = 100 * time.Millisecond
 		}
-		if time.Since(since) > most {
+		if trouble.lasts(time.Now(), w.openedAt, w.chunks > before) > most {
 			return errors.Join(w.finish(), err)
 		}
 		if single && w.attempt != 0 {
@@ -173,11 +177,28 @@ func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs
 	}
 }
 
+// trouble is a time in which no log is to be had.
+type trouble struct{ since time.Time }
+
+// steady is how long a stream must have been open to have been a good one,
+// although nothing came: a build that is queued has no log.
+const steady = 5 * time.Second
+
+// lasts returns how long there has been trouble, now that a stream has broken: of
+// which it is known when it was opened, if it was, and whether chunks came.
+func (t *trouble) lasts(now, openedAt time.Time, chunks bool) time.Duration {
+	if chunks || !openedAt.IsZero() && now.Sub(openedAt) >= steady {
+		t.since = now
+	}
+	return now.Sub(t.since)
+}
+
 func (s *Session) copyLog(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs) error {
 	r, err := s.dialed.stream(ctx, catalog.BuildLogs, &a, api.Request{Via: s.via})
 	if err != nil {
 		return err
 	}
+	w.openedAt = time.Now()
 	defer r.Close()
 	lines := bufio.NewReader(r)
 	for {
@@ -222,6 +243,7 @@ type logWriter struct {
 	next     map[fleet.AttemptID]int
 	chunks   int
 	midLine  bool
+	openedAt time.Time // the stream that is read, or was last
 }
 
 func (w *logWriter) chunk(c op.LogChunk, line []byte, a catalog.BuildLogsArgs) error {

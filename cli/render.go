@@ -231,11 +231,14 @@ func (p printer) csv(cols []column, rows []reflect.Value) error {
 
 // nested reports whether t is neither a word nor a number.
 func nested(t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem() // nil when there is none
+	}
 	if t.Implements(reflect.TypeFor[encoding.TextMarshaler]()) || t.Implements(reflect.TypeFor[fmt.Stringer]()) {
 		return false
 	}
 	switch t.Kind() {
-	case reflect.Struct, reflect.Map, reflect.Pointer:
+	case reflect.Struct, reflect.Map:
 		return true
 	case reflect.Slice:
 		return t.Elem().Kind() != reflect.String && t.Elem().Kind() != reflect.Uint8
@@ -345,8 +348,12 @@ func sentence(t reflect.Type) (reflect.StructField, bool) {
 	return f, ok && len(f.Index) == 1 && f.Type.Kind() == reflect.String && f.Tag.Get("json") == "text"
 }
 
-// cell returns a value as people read it; "-" when there is none.
+// cell returns a value as people read it; "-" when there is none. A duration
+// of nothing is none: nothing waits, or there was nobody to hear.
 func (p printer) cell(v reflect.Value, long bool) string {
+	if v.Kind() == reflect.Pointer && !v.IsNil() {
+		v = v.Elem()
+	}
 	switch x := v.Interface().(type) {
 	case fleet.Time:
 		if x.IsZero() {
@@ -358,7 +365,7 @@ func (p printer) cell(v reflect.Value, long bool) string {
 			return "yes"
 		}
 		return "no"
-	case fleet.AttemptID, fleet.BuildID, fleet.LaunchID, fleet.EntryNo:
+	case fleet.AttemptID, fleet.BuildID, fleet.LaunchID, fleet.EntryNo, fleet.Duration:
 		if v.IsZero() {
 			return "-"
 		}
@@ -382,6 +389,12 @@ func (p printer) clock(t fleet.Time, long bool) string {
 
 // plain returns a value as machines read it.
 func plain(v reflect.Value) string {
+	if v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return ""
+		}
+		v = v.Elem()
+	}
 	switch x := v.Interface().(type) {
 	case json.RawMessage:
 		return string(x)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"os"
@@ -132,5 +133,33 @@ func TestCleanLeavesNothingForTheTerminal(t *testing.T) {
 	}
 	if got := clean("plain \u00fc \u2014 text"); got != "plain \u00fc \u2014 text" {
 		t.Errorf("clean changed plain text: %q", got)
+	}
+}
+
+// A number that may be missing is told from one that is 0.
+func TestWhatMayBeMissing(t *testing.T) {
+	type row struct {
+		Name  string          `json:"name" col:"NAME" id:"true"`
+		Exit  *int            `json:"exit" col:"EXIT"`
+		Ended *fleet.Time     `json:"ended_at" col:"ENDED"`
+		Heard *fleet.Duration `json:"heard" col:"HEARD"`
+	}
+	zero, heard := 0, fleet.Duration(0)
+	o := op.Query(op.Spec{Name: "thing list"}, func(context.Context, op.Env, struct{}) ([]row, error) { return nil, nil })
+	raw, err := json.Marshal([]row{{"a", &zero, &noon, &heard}, {Name: "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f, want := range map[format]string{
+		formatTable: "NAME  EXIT  ENDED     HEARD\na     0     03:12:07  -\nb     -     -         -\n",
+		formatCSV:   "name,exit,ended_at,heard\na,0,2026-11-21T02:12:07.000Z,0s\nb,,,\n",
+	} {
+		var out bytes.Buffer
+		if err := (printer{&out, today}).answer(o, raw, f); err != nil {
+			t.Errorf("-o %s: %v", f, err)
+		}
+		if diff := cmp.Diff(want, out.String()); diff != "" {
+			t.Errorf("-o %s (-want +got):\n%s", f, diff)
+		}
 	}
 }

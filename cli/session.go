@@ -40,8 +40,9 @@ type Surface struct {
 	Out, Err io.Writer
 	// Ask shows what would be done and asks whether to do it; nil when there is
 	// nobody to ask.
-	Ask   func(lines []string) (bool, error)
-	Color bool // Out takes colours
+	Ask    func(lines []string) (bool, error)
+	Color  bool // Out takes colours
+	Person bool // Out is before somebody's eyes, not a file or a pipe
 }
 
 // Done is what came of a command line.
@@ -172,6 +173,7 @@ func (s *Session) mutate(ctx context.Context, sf Surface, call *op.Call, f forma
 	if err != nil {
 		return done, err
 	}
+	secret := secretOf(call)
 	key := opts.Key
 	if key == "" {
 		id, err := uuid.NewV7()
@@ -217,8 +219,8 @@ func (s *Session) mutate(ctx context.Context, sf Surface, call *op.Call, f forma
 		}
 		reply, err = send(false, confirm)
 	}
-	if err != nil {
-		return done, nameKey(err, key)
+	if err = tellSecret(sf, secret, &reply, f, nameKey(err, key)); err != nil {
+		return done, err
 	}
 	done = Done{Entry: reply.Entry, Shown: o.Show != ""}
 	if err := printReply(sf, call, reply, f); err != nil {
@@ -234,7 +236,7 @@ func (s *Session) mutate(ctx context.Context, sf Surface, call *op.Call, f forma
 // how to find out.
 func nameKey(err error, key string) error {
 	e := fleet.AsError(err)
-	if e.Code != fleet.CodeUnknown || strings.Contains(e.Hint, key) {
+	if e == nil || e.Code != fleet.CodeUnknown || strings.Contains(e.Hint, key) {
 		return err
 	}
 	return e.WithHint("repeat it with --idempotency-key %s: it tells what came of it, and never acts twice", key)
@@ -259,10 +261,17 @@ func confirmed(sf Surface, o *op.Op, plan *fleet.Plan) (string, error) {
 	return plan.Hash, nil
 }
 
+// printPlan says what would be done. Where names are asked for there are none
+// yet, so that nothing is piped on.
 func printPlan(sf Surface, reply api.Reply, f format) error {
+	const note = "dry run: nothing was done"
+	out := sf.Out
 	switch f {
 	case formatJSON, formatJSONL, formatYAML:
+		reply.Text = note
 		return printRaw(sf, reply, f)
+	case formatName:
+		out = sf.Err
 	}
 	if reply.Plan == nil {
 		return fleet.Internalf("the server sent no plan of %s", reply.Op)
@@ -272,10 +281,10 @@ func printPlan(sf Surface, reply api.Reply, f format) error {
 	for _, l := range reply.Plan.Lines {
 		b.WriteString("  " + clean(l) + "\n")
 	}
-	if _, err := io.WriteString(sf.Out, b.String()); err != nil {
+	if _, err := io.WriteString(out, b.String()); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(sf.Err, "dry run: nothing was done (plan %s)\n", clean(reply.Plan.Hash))
+	_, err := fmt.Fprintf(sf.Err, note+" (plan %s)\n", clean(reply.Plan.Hash))
 	return err
 }
 

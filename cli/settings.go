@@ -24,14 +24,14 @@ func programFlags() []programFlag {
 	return []programFlag{
 		{"addr", "URL", "where the nodes are, with commas between (FOOTPLATE_ADDR)"},
 		{"token", "TOKEN", "who you are (FOOTPLATE_TOKEN)"},
-		{"timeout", "DURATION", "give up after this long; 30s when it is not given"},
+		{"request-timeout", "DURATION", "give up after this long; 30s when it is not given"},
 		{"color", "WHEN", "auto, always or never"},
 	}
 }
 
 func (s *settings) has(flag string) bool {
 	switch flag {
-	case "addr", "token", "color", "timeout":
+	case "addr", "token", "color", "request-timeout":
 		return true
 	}
 	return false
@@ -50,13 +50,13 @@ func (s *settings) set(flag, value string) error {
 			return fleet.Invalidf("--color cannot be %q", value).WithHint("one of auto, always, never")
 		}
 		s.color = value
-	case "timeout":
+	case "request-timeout":
 		d, err := fleet.ParseDuration(value)
 		if err != nil {
 			return err
 		}
 		if d <= 0 {
-			return fleet.Invalidf("--timeout is %s; it must be longer than nothing", d)
+			return fleet.Invalidf("--request-timeout is %s; it must be longer than nothing", d)
 		}
 		s.timeout = d
 	}

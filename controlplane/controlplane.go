@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"footplate/controlplane/api"
 	"footplate/controlplane/archive"
 	"footplate/controlplane/catalog"
+	"footplate/controlplane/certs"
 	"footplate/controlplane/logs"
 	"footplate/controlplane/loop"
 	"footplate/controlplane/op"
@@ -39,11 +41,15 @@ type Config struct {
 	Node   fleet.NodeID
 	Dir    string // of its data; one process at a time
 	Listen string // of HTTP: host:port
-	API    string // base URL by which others reach Listen; http://Listen when empty
+	API    string // base URL by which others reach Listen; http://Listen, or https, when empty
 	Raft   string // of Raft: host:port
 	// RaftAdvertise is what the other nodes call Raft by; Raft when empty.
 	RaftAdvertise string
 	Version       string
+	// TLS has the certificates of the node: everything is encrypted then, and
+	// only nodes with a certificate of the cluster are nodes. Without it there is
+	// plain HTTP and TCP.
+	TLS *certs.Keeper
 
 	// Cluster is the id of the cluster. With Bootstrap it may be left out, and
 	// one is made; a node that joins asks the nodes at Join for it.
@@ -99,6 +105,9 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.Node), ops: catalog.All()}
 	if cfg.API == "" {
 		n.cfg.API = "http://" + cfg.Listen
+		if cfg.TLS != nil {
+			n.cfg.API = "https://" + cfg.Listen
+		}
 	}
 	skip, err := parseSkips(cfg.SkipCommand)
 	if err != nil {
@@ -123,14 +132,22 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n.machine = newMachine(n.ops, skip, n.archive.Append)
 	n.ear = newEar(cfg.Node)
-	n.peers = newPeers(cfg.Node, n.cfg.Cluster, cfg.NodeToken, n.nodes, n.log)
-	n.replica, err = replica.Open(replica.Config{
+	n.peers = newPeers(cfg, n.cfg.Cluster, n.nodes, n.log)
+	rc := replica.Config{
 		NodeID: cfg.Node, Cluster: replica.Cluster{ID: n.cfg.Cluster, Epoch: 1},
 		Dir: cfg.Dir, RaftAddr: cfg.Raft, Advertise: cfg.RaftAdvertise, Machine: n.machine, Log: cfg.Log, Via: "node/" + cfg.Version,
 		Lead: n.lead, BeforeSnapshot: n.flushArchive, WallOffsets: n.peers.wallOffsets,
 		OnMembership: n.ear.member, HeartbeatTimeout: cfg.Heartbeat,
-	})
-	if err != nil {
+	}
+	if cfg.TLS != nil {
+		l, err := net.Listen("tcp", cfg.Raft)
+		if err != nil {
+			return nil, fmt.Errorf("listen for Raft: %w", err)
+		}
+		rc.Listener = tls.NewListener(l, cfg.TLS.Peer())
+		rc.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return cfg.TLS.Dial(ctx, "tcp", addr) }
+	}
+	if n.replica, err = replica.Open(rc); err != nil {
 		return nil, err
 	}
 	hasData, err := n.replica.HasData()
@@ -155,6 +172,9 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	if n.http, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
+	}
+	if cfg.TLS != nil {
+		n.http = tls.NewListener(n.http, cfg.TLS.Server())
 	}
 	return n, nil
 }
@@ -221,7 +241,7 @@ func (n *Node) clusterID(ctx context.Context) (string, error) {
 			WithHint("--bootstrap on the first node, --join URL on the others")
 	}
 	// The cluster is not known yet, so the question cannot name it.
-	ask := newPeers(n.cfg.Node, "", n.cfg.NodeToken, nil, n.log)
+	ask := newPeers(n.cfg, "", nil, n.log)
 	for {
 		var last error
 		for _, a := range n.cfg.Join {
@@ -281,6 +301,9 @@ func (n *Node) Run(ctx context.Context) error {
 	go func() { archived <- n.archive.Run(archiveCtx) }()
 
 	g, run := errgroup.WithContext(ctx)
+	if n.cfg.TLS != nil {
+		g.Go(func() error { return n.cfg.TLS.Run(run) })
+	}
 	g.Go(func() error { return n.replica.Run(run) })
 	g.Go(func() error { return n.ear.run(run) })
 	g.Go(func() error { return n.peers.run(run) })
@@ -288,6 +311,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.compare(run) })
 	g.Go(func() error { return n.fill(run) })
 	g.Go(func() error { return n.introduce(run) })
+	g.Go(func() error { return n.sweep(run) })
 	err := g.Wait()
 	stopArchive()
 	err = errors.Join(err, <-archived, n.closeStores())
@@ -341,7 +365,7 @@ func (n *Node) lead(ctx context.Context, term uint64) {
 	}
 	hear := &listener{
 		node: n.cfg.Node, ear: n.ear, peers: n.peers, given: n.server, members: n.latestMembers,
-		term: term, since: mono(),
+		term: term,
 	}
 	loop.Run(ctx, loop.Config{
 		View: n.machine.View, WaitView: n.machine.WaitView, Now: n.replica.Now,

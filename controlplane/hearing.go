@@ -2,12 +2,12 @@ package controlplane
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
 	"footplate/controlplane/api"
 	"footplate/controlplane/loop"
+	"footplate/controlplane/order"
 	"footplate/controlplane/state"
 	"footplate/fleet"
 	"footplate/fleet/lease"
@@ -76,110 +76,40 @@ func (e *ear) silent(h fleet.Host) (fleet.Duration, bool) {
 	return e.witness.SilentFor(lease.HostKey{Host: h.ID, Boot: h.Boot}, mono())
 }
 
-// deliveries is what the server remembers of what it gave to agents.
-type deliveries interface {
-	// Delivered says when an attempt was last delivered in this node's present
-	// term, and to which incarnation.
-	Delivered(id fleet.AttemptID) (at lease.Mono, to fleet.Incarnation, ok bool)
-	// LastSync returns the newest sync of a host, and whether it listed the attempt.
-	LastSync(host fleet.HostID, id fleet.AttemptID) (lease.Sync, bool)
-}
-
 // listener gathers what the watch loop needs to know of hosts.
 type listener struct {
 	node    fleet.NodeID
 	ear     *ear
 	peers   *peers
-	given   deliveries
+	given   interface{ Book(func(*order.Book)) bool }   // what the server remembers of its agents
 	members func() (version uint64, ids []fleet.NodeID) // the newest in this node's log
 	term    uint64
-	since   lease.Mono // when this term began here
 }
 
 // listen asks the other nodes about every host that this one has not heard for
 // so long that its lease should be over.
 func (l *listener) listen(ctx context.Context, v *state.View) loop.Heard {
-	var heard loop.Heard
-	var ask api.Testify
-	var asked []int // positions in heard.Hosts
-	for id, h := range v.Hosts.All() {
-		if h.State != fleet.HostReady {
-			continue
-		}
-		pool, _ := v.Pools.Get(h.Pool)
-		silent, known := l.ear.silent(h)
-		if silent >= pool.FenceAfter+lease.Margin(pool.FenceAfter) && !h.Lost {
-			ask.Hosts = append(ask.Hosts, api.TestifyHost{Host: id, Boot: h.Boot, FenceAfter: pool.FenceAfter})
-			asked = append(asked, len(heard.Hosts))
-		}
-		heard.Hosts = append(heard.Hosts, loop.Hearing{Host: id, Silent: silent, Known: known})
-		heard.Unstarted = append(heard.Unstarted, l.unstarted(v, h)...)
+	var heard order.Heard
+	l.book(func(b *order.Book) { heard = b.Listen(v, l.ear.silent) })
+	if len(heard.Ask) > 0 {
+		ask := api.Testify{Hosts: heard.Ask}
+		version, ids := l.members()
+		q := lease.Question{AskedAt: mono(), Version: version, Members: ids}
+		answers := append(l.peers.testify(ctx, ask), api.Testimony{Node: l.node, Testimonies: l.ear.Testify(ask)})
+		l.book(func(b *order.Book) { b.Judge(&heard, v, q, answers, mono()) })
 	}
-	if len(ask.Hosts) == 0 {
-		return heard
-	}
-	version, ids := l.members()
-	q := lease.Question{AskedAt: mono(), Version: version, Members: ids}
-	all := append(l.peers.testify(ctx, ask), api.Testimony{Node: l.node, Testimonies: l.ear.Testify(ask)})
-	now := mono()
-	for i, at := range asked {
-		var of []lease.Testimony
-		for _, t := range all {
-			of = append(of, t.Testimonies[i])
-		}
-		h := &heard.Hosts[at]
-		if !lease.Lost(q, of, now) || !l.settled(v, h.Host, q.AskedAt) {
-			continue
-		}
-		h.Over = true
-		h.Why = fmt.Sprintf("no majority of the nodes has heard it for %s: its tasks have ended by themselves", ask.Hosts[i].FenceAfter)
-	}
-	return heard
-}
-
-// settled reports whether nothing that was on its way to the host when the
-// question was asked can start there any more.
-func (l *listener) settled(v *state.View, host fleet.HostID, askedAt lease.Mono) bool {
-	for _, at := range v.LiveOn(host) {
-		if at.Phase == fleet.PhaseAssigned && !lease.MayDeclareLost(l.deliveredAt(at.ID), askedAt) {
-			return false
-		}
-	}
-	return true
-}
-
-func (l *listener) deliveredAt(id fleet.AttemptID) lease.Mono {
-	if at, _, ok := l.given.Delivered(id); ok {
-		return at
-	}
-	return l.since
-}
-
-// acceptWithin is how long a host that is heard may take to report an attempt
-// that it was given, before somebody else gets it.
-const acceptWithin = 10 * fleet.Second
-
-// unstarted returns the attempts on h that were given to it, never reported,
-// and can no longer start there: live ones may be given elsewhere, and an
-// exclusive build need not wait for such a one any longer.
-func (l *listener) unstarted(v *state.View, h fleet.Host) []fleet.AttemptID {
-	var out []fleet.AttemptID
-	never := func(at fleet.Attempt) bool {
-		sync, ok := l.given.LastSync(h.ID, at.ID)
-		return ok && at.Boot == h.Boot && lease.MayReassign(l.deliveredAt(at.ID), at.Incarnation, l.term, sync)
-	}
-	for _, at := range v.LiveOn(h.ID) {
-		if at.Phase == fleet.PhaseAssigned && v.Clock.Sub(at.AssignedAt) >= acceptWithin && never(at) {
-			out = append(out, at.ID)
-		}
-	}
-	for id := range v.Held.All() {
-		b, _ := v.Builds.Get(id)
-		for _, t := range b.Tasks {
-			if at, ok := v.Attempts.Get(t.Held); ok && at.Host == h.ID && at.StartedAt.IsZero() && never(at) {
-				out = append(out, at.ID)
-			}
-		}
+	out := loop.Heard{Unstarted: heard.Unstarted, Hosts: make([]loop.Hearing, len(heard.Hosts))}
+	for i, h := range heard.Hosts {
+		out.Hosts[i] = loop.Hearing(h)
 	}
 	return out
+}
+
+// book runs do with the book of the term that the loops are of.
+func (l *listener) book(do func(*order.Book)) {
+	l.given.Book(func(b *order.Book) {
+		if b.Term() == l.term {
+			do(b)
+		}
+	})
 }

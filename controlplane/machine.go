@@ -15,7 +15,11 @@ import (
 )
 
 // DigestEvery is how many log entries lie between two digests.
-const DigestEvery = 128
+const DigestEvery = 16
+
+// digestsKept is how many of the newest digests a node can compare with what
+// the others say: more than a busy node gets ahead of another between two calls.
+const digestsKept = 128
 
 // machine is the replicated state machine: it applies the log to the state,
 // publishes a view after each log entry, and hands entries to the archive.
@@ -58,7 +62,7 @@ func (m *machine) Apply(index, _ uint64, b state.Batch) ([]state.Outcome, error)
 		d := api.Digest{Index: index, Sum: m.st.Digest()}
 		m.mu.Lock()
 		m.digests = append(m.digests, d)
-		if len(m.digests) > 16 {
+		if len(m.digests) > digestsKept {
 			m.digests = m.digests[1:]
 		}
 		m.mu.Unlock()

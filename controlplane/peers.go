@@ -45,11 +45,14 @@ type peer struct {
 	at     time.Time
 }
 
-func newPeers(self fleet.NodeID, cluster, token string, nodes func() []api.NodeAddr, log *slog.Logger) *peers {
+func newPeers(cfg Config, cluster string, nodes func() []api.NodeAddr, log *slog.Logger) *peers {
+	transport := &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
+	if cfg.TLS != nil {
+		transport.DialTLSContext = cfg.TLS.Dial
+	}
 	return &peers{
-		self: self, cluster: cluster, token: token, nodes: nodes, log: log,
-		http:  &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}},
-		known: make(map[fleet.NodeID]peer),
+		self: cfg.Node, cluster: cluster, token: cfg.NodeToken, nodes: nodes, log: log,
+		http: &http.Client{Transport: transport}, known: make(map[fleet.NodeID]peer),
 	}
 }
 
@@ -173,8 +176,8 @@ func (p *peers) testify(ctx context.Context, q api.Testify) []api.Testimony {
 }
 
 // logs returns the chunks of an attempt that the other nodes hold, from number
-// from on, each once, in order.
-func (p *peers) logs(ctx context.Context, id fleet.AttemptID, from int) []api.Chunk {
+// from on, each once, in order; and the nodes that did not answer.
+func (p *peers) logs(ctx context.Context, id fleet.AttemptID, from int) (chunks []api.Chunk, silent []string) {
 	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
 	var mu sync.Mutex
@@ -184,23 +187,25 @@ func (p *peers) logs(ctx context.Context, id fleet.AttemptID, from int) []api.Ch
 		all.Go(func() {
 			var got api.Chunks
 			q := url.Values{"attempt": {id.String()}, "from": {strconv.Itoa(from)}}
-			if err := p.call(ctx, http.MethodGet, n, "/v1/peer.logs?"+q.Encode(), nil, &got); err != nil {
-				return
-			}
+			err := p.call(ctx, http.MethodGet, n, "/v1/peer.logs?"+q.Encode(), nil, &got)
 			mu.Lock()
 			defer mu.Unlock()
+			if err != nil {
+				silent = append(silent, string(n.Node))
+				return
+			}
 			for _, c := range got.Chunks {
 				byN[c.N] = c
 			}
 		})
 	}
 	all.Wait()
-	out := make([]api.Chunk, 0, len(byN))
 	for _, c := range byN {
-		out = append(out, c)
+		chunks = append(chunks, c)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].N < out[j].N })
-	return out
+	sort.Slice(chunks, func(i, j int) bool { return chunks[i].N < chunks[j].N })
+	sort.Strings(silent)
+	return chunks, silent
 }
 
 // entries returns audit entries that this node lacks, from whichever node has

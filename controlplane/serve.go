@@ -74,7 +74,7 @@ func (n *Node) serverConfig() server.Config {
 		Entries: func(ctx context.Context, from, to fleet.EntryNo) ([]fleet.Entry, error) {
 			return n.archive.Query(ctx, archive.Filter{From: from, To: to, Limit: int(to-from) + 1})
 		},
-		Status: n.status, Join: n.join, Log: n.log,
+		ArchiveErr: n.archive.Err, Status: n.status, Join: n.join, Log: n.log,
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"footplate/controlplane/api"
@@ -91,6 +93,7 @@ func (w *world) Cluster(context.Context) op.Cluster {
 		}
 		c.Nodes = append(c.Nodes, row)
 	}
+	slices.SortFunc(c.Nodes, func(a, b op.ClusterNode) int { return strings.Compare(string(a.Node), string(b.Node)) })
 	return c
 }
 
@@ -145,7 +148,8 @@ func (w *world) Log(ctx context.Context, id fleet.AttemptID, from int, follow bo
 			ended = !at.Live()
 		}
 		before := next
-		for _, c := range w.peers.logs(ctx, id, next) {
+		found, silent := w.peers.logs(ctx, id, next)
+		for _, c := range found {
 			// While the attempt lives, what is missing is on its way. After it
 			// has ended, the gap is shown as what it is: a jump in the numbers.
 			if c.N != next && !ended {
@@ -160,7 +164,11 @@ func (w *world) Log(ctx context.Context, id fleet.AttemptID, from int, follow bo
 		case ended:
 			// The rest of what this node holds, behind a gap that nobody can fill.
 			later, ok := heldAfter(w.logs.Have(id), next)
-			if !ok {
+			switch {
+			case !ok && len(silent) > 0:
+				return next, fleet.Unavailablef("the rest of the log is on nodes that do not answer: %s", strings.Join(silent, ", ")).
+					WithHint("try again when they are back")
+			case !ok:
 				return next, nil
 			}
 			next = later

@@ -13,7 +13,15 @@ port=${PORT:-4600}
 bold=$'\e[1m' dim=$'\e[2m' off=$'\e[0m'
 [ -t 1 ] || bold='' dim='' off=''
 say() { printf '\n%s== %s%s\n' "$bold" "$*" "$off"; }
-run() { printf '%s$ footplate %s%s\n' "$dim" "$*" "$off"; "$bin" "$@"; }
+run() { # COMMAND..., shown as a person would type it
+	local line='' word
+	for word in "$@"; do
+		case $word in *[!A-Za-z0-9_./:=,-]*) word="'$word'" ;; esac
+		line+=" $word"
+	done
+	printf '%s$ footplate%s%s\n' "$dim" "$line" "$off"
+	"$bin" "$@"
+}
 die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 
 dev=''

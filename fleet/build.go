@@ -249,10 +249,15 @@ type Task struct {
 	Live     AttemptID   `json:"live,omitempty"`     // the attempt that holds a slot now; 0 when none
 	Held     AttemptID   `json:"held,omitempty"`     // a lost attempt of an exclusive build that may still run
 	Attempts []AttemptID `json:"attempts,omitempty"` // all, oldest first
+	Spent    int         `json:"spent,omitempty"`    // attempts before a person said "build retry": they count against MaxAttempts no more
 }
 
 // Waiting reports whether the task needs a slot and has none.
 func (t Task) Waiting() bool { return t.Outcome == "" && t.Live == 0 && t.Held == 0 }
+
+// DefaultRetention is how long finished builds stay in the state, unless
+// "build retention" says otherwise.
+const DefaultRetention = 7 * Day
 
 // MaxAttempts bounds the attempts of a task that were lost: a task that kills
 // its hosts must not kill the fleet.

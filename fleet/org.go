@@ -47,11 +47,12 @@ const (
 	LoopProvision Loop = "provision"
 	LoopWatch     Loop = "watch"
 	LoopDeliver   Loop = "deliver"
+	LoopRetain    Loop = "retain"
 )
 
 // Loops lists every loop, in the order in which a build meets them.
 func Loops() []Loop {
-	return []Loop{LoopPromote, LoopDispatch, LoopProvision, LoopWatch, LoopDeliver}
+	return []Loop{LoopPromote, LoopDispatch, LoopProvision, LoopWatch, LoopDeliver, LoopRetain}
 }
 
 // Pause stops a loop from acting: it goes on deciding, and does nothing. It is

@@ -14,6 +14,11 @@ type Pool struct {
 	// FenceAfter: a host that no majority of the nodes has heard for this long
 	// has ended its tasks by itself, and they may be given elsewhere.
 	FenceAfter Duration `json:"fence_after"`
+
+	// HeldAt is since when the guard holds back the replacement of its silent
+	// hosts, and HeldWhy says why, in a sentence; empty when it does not.
+	HeldAt  Time   `json:"held_at,omitempty"`
+	HeldWhy string `json:"held_why,omitempty"`
 }
 
 // The defaults of a pool's liveness bounds.
@@ -43,6 +48,9 @@ type Host struct {
 	Boot        BootID      `json:"boot,omitempty"`
 	Incarnation Incarnation `json:"incarnation,omitempty"`
 	Version     string      `json:"version,omitempty"` // of its agent
+	// FormerBoots are the boots before this one, oldest first, at most
+	// MaxFormerBoots: what still comes from them is late.
+	FormerBoots []BootID `json:"former_boots,omitempty"`
 
 	Cordoned bool `json:"cordoned,omitempty"` // gets no new work
 	Draining bool `json:"draining,omitempty"` // cordoned, and meant to become idle
@@ -51,11 +59,16 @@ type Host struct {
 	Suspect bool   `json:"suspect,omitempty"` // silent for longer than SuspectAfter
 	Lost    bool   `json:"lost,omitempty"`    // silent for longer than the fence; its attempts are lost
 	Why     string `json:"why,omitempty"`     // of the newest of the above, in a sentence
+	// SilentAt is since when it is suspect or lost.
+	SilentAt Time `json:"silent_at,omitempty"`
 
 	CreatedAt Time `json:"created_at"`
 	JoinedAt  Time `json:"joined_at"`
 	GoneAt    Time `json:"gone_at"`
 }
+
+// MaxFormerBoots bounds the boots of a host that are remembered.
+const MaxFormerBoots = 8
 
 // Schedulable reports whether h may be given new work.
 func (h Host) Schedulable() bool {
@@ -105,4 +118,6 @@ type Launch struct {
 	Tries    int         `json:"tries,omitempty"`
 	At       Time        `json:"at"`
 	NextAt   Time        `json:"next_at"` // not tried again before this
+	// DeadAt is when its host was given up as dead, and replaced.
+	DeadAt Time `json:"dead_at,omitempty"`
 }

@@ -63,8 +63,9 @@ const (
 )
 
 // Run runs the chat until its input or ctx ends. Failures of commands are
-// answers, not errors of the chat.
-func Run(ctx context.Context, cfg Config) error {
+// answers, not errors of the chat: a script goes on after them, and the first is
+// returned as failed.
+func Run(ctx context.Context, cfg Config) (failed, err error) {
 	if cfg.Zone == nil {
 		cfg.Zone = time.Local
 	}
@@ -73,7 +74,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if f, ok := cfg.In.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		t, err := openTerminal(ctx, c, f)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		defer t.close()
 		lines, c.Out, c.live = t, t, true
@@ -102,13 +103,13 @@ func Run(ctx context.Context, cfg Config) error {
 	for {
 		line, err := lines.read(ctx)
 		if err == io.EOF {
-			return nil
+			return c.failed, nil
 		}
 		if err != nil {
-			return err
+			return c.failed, err
 		}
 		if done := c.command(ctx, lines, line); done {
-			return nil
+			return c.failed, nil
 		}
 	}
 }
@@ -125,7 +126,8 @@ type input interface {
 
 type console struct {
 	Config
-	live bool // on a terminal
+	live   bool  // on a terminal
+	failed error // of a script's commands, the first
 
 	mu   sync.Mutex
 	upto fleet.EntryNo // the newest entry that was seen in the channel
@@ -136,7 +138,7 @@ type console struct {
 func (c *console) command(ctx context.Context, lines input, line string) (done bool) {
 	words, err := op.Split(line)
 	if err != nil {
-		c.Commands.WriteError(c.Out, err)
+		c.fail(err)
 		return false
 	}
 	if len(words) > 0 && words[0] == "footplate" {
@@ -161,13 +163,21 @@ func (c *console) command(ctx context.Context, lines input, line string) (done b
 		case err != nil && ctx.Err() != nil:
 			fmt.Fprintln(c.Out, "interrupted")
 		case err != nil:
-			c.Commands.WriteError(c.Out, err)
+			c.fail(err)
 		}
 		if shown && entry != 0 && !c.live {
 			c.await(ctx, entry)
 		}
 	})
 	return false
+}
+
+// fail tells that a command has failed.
+func (c *console) fail(err error) {
+	c.Commands.WriteError(c.Out, err)
+	if c.failed == nil && !c.live {
+		c.failed = err
+	}
 }
 
 // follow prints the lines of the channel. It closes first when the backlog has

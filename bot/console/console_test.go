@@ -120,8 +120,12 @@ func TestScript(t *testing.T) {
 	f := newFake()
 	var out bytes.Buffer
 	in := "# a comment\n\ndo one\nfootplate do two\nask\nyes\nask\nno\nnothing\n'open\nexit\ndo three\n"
-	if err := Run(t.Context(), Config{Commands: f, In: strings.NewReader(in), Out: &out, Zone: time.UTC}); err != nil {
+	failed, err := Run(t.Context(), Config{Commands: f, In: strings.NewReader(in), Out: &out, Zone: time.UTC})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if fleet.CodeOf(failed) != fleet.CodeConfirm {
+		t.Errorf("failed: %v; want the first that did, which was not confirmed", failed)
 	}
 	want := `03:12:07 alice (cli) pool scale: made pool "linux" — monday ramp  [#1]
 > do one
@@ -290,7 +294,11 @@ func TestTerminal(t *testing.T) {
 	s, tty := newScreen(t)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- Run(t.Context(), Config{Commands: f, In: tty, Out: tty, Zone: time.UTC, Welcome: "welcome"})
+		failed, err := Run(t.Context(), Config{Commands: f, In: tty, Out: tty, Zone: time.UTC, Welcome: "welcome"})
+		if failed != nil {
+			t.Errorf("on a terminal, %v is no failure of the chat", failed)
+		}
+		ended <- err
 	}()
 	s.sees("welcome")
 	s.sees(`made pool "linux"`)
@@ -329,6 +337,9 @@ func TestTerminal(t *testing.T) {
 	s.sees("confirmed\r\n")
 	s.sees(prompt)
 
+	s.types("nothing\r")
+	s.sees("there is no command")
+	s.sees(prompt)
 	s.types("\x04")
 	select {
 	case err := <-ended:

@@ -15,14 +15,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// taskUser runs the tasks of an agent that is root, unless it is told another.
+const taskUser = "nobody"
+
 // agentCommand is "footplate agent": the process on a CI host.
 func agentCommand() *cobra.Command {
 	var cfg agent.Config
-	var host, pool, boot, tokenFile, taskUser string
+	var host, pool, boot, tokenFile, runAs string
 	var launch uint64
 	c := &cobra.Command{
-		Use:   "agent",
-		Short: "run the agent of a CI host",
 		Long: `The process on a CI host: it takes tasks from the control plane, runs them, hands
 over their logs, and ends them by itself when it may no longer run them.
 
@@ -39,14 +40,14 @@ pass through the parents of --dir.`,
 	f.StringVar(&boot, "boot", "", "boot id; the kernel's when left out")
 	f.StringSliceVar(&cfg.Addrs, "addrs", nil, "URLs of nodes of the control plane")
 	f.StringVar(&tokenFile, "token-file", "", "file with the agents' secret")
-	f.StringVar(&cfg.Cluster, "cluster", "", "id of the cluster")
+	f.StringVar(&cfg.Cluster, "cluster", "", "id of the cluster; a node is asked when left out")
 	f.StringVar(&cfg.Dir, "dir", "/var/lib/footplate-agent", "directory for what it keeps")
-	f.StringVar(&taskUser, "task-user", "nobody", "who runs the tasks when the agent is root; root to run them as root")
+	f.StringVar(&runAs, "task-user", taskUser, "who runs the tasks when the agent is root; root to run them as root")
 	logger := logFlags(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		if pool == "" || len(cfg.Addrs) == 0 || tokenFile == "" || cfg.Cluster == "" {
-			return fleet.Invalidf("an agent needs --pool, --addrs, --cluster and --token-file").
-				WithHint("the token is in DATA/secrets/agent of the first node, the cluster in its data's cluster.json")
+		if pool == "" || len(cfg.Addrs) == 0 || tokenFile == "" {
+			return fleet.Invalidf("an agent needs --pool, --addrs and --token-file").
+				WithHint("the token is in DATA/secrets/agent of the first node")
 		}
 		var err error
 		if cfg.Token, err = readSecret(tokenFile, false); err != nil {
@@ -55,8 +56,8 @@ pass through the parents of --dir.`,
 		if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 			return badFlag("dir", cfg.Dir, "a directory")
 		}
-		if os.Geteuid() == 0 && taskUser != "root" {
-			if cfg.TaskUser, err = findUser(taskUser); err != nil {
+		if os.Geteuid() == 0 && runAs != "root" {
+			if cfg.TaskUser, err = findUser(runAs); err != nil {
 				return err
 			}
 		}

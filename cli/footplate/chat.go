@@ -16,11 +16,10 @@ import (
 // chatCommand is "footplate chat": the console.
 func chatCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "chat",
-		Short: "the channel live, and a prompt that takes the same commands",
 		Long: `The channel live, and a prompt that takes the same commands as the shell, without the
 word footplate. Tab completes, the arrows bring earlier commands back, Ctrl-C ends what
-runs, "exit" or Ctrl-D ends the chat. Fed from a pipe or a file it plays a script.`,
+runs, "exit" or Ctrl-D ends the chat. Fed from a pipe or a file it plays a script to its end,
+and its exit code is that of the first command that failed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			session, conn, err := cli.SessionOf(cmd, "chat")
@@ -28,13 +27,17 @@ runs, "exit" or Ctrl-D ends the chat. Fed from a pipe or a file it plays a scrip
 				return err
 			}
 			color := cli.Colors(cmd, cmd.OutOrStdout())
-			return console.Run(cmd.Context(), console.Config{
+			failed, err := console.Run(cmd.Context(), console.Config{
 				Commands: chat{session, conn, color},
 				In:       cmd.InOrStdin(),
 				Out:      cmd.OutOrStdout(),
 				Color:    color,
 				Welcome:  `The channel, and commands as in the shell. "help" lists them, Ctrl-D leaves.`,
 			})
+			if err != nil || failed == nil {
+				return err
+			}
+			return cli.Told(failed)
 		},
 	}
 }
@@ -47,7 +50,7 @@ type chat struct {
 }
 
 func (c chat) Run(ctx context.Context, words []string, out io.Writer, ask func([]string) (bool, error)) (fleet.EntryNo, bool, error) {
-	done, err := c.session.Run(ctx, cli.Surface{Out: out, Err: out, Ask: ask, Color: c.color}, words)
+	done, err := c.session.Run(ctx, cli.Surface{Out: out, Err: out, Ask: ask, Color: c.color, Person: true}, words)
 	return done.Entry, done.Shown, err
 }
 

@@ -20,6 +20,7 @@ import (
 	"footplate/controlplane/client"
 	"footplate/controlplane/op"
 	"footplate/fleet"
+	"footplate/fleet/agent"
 	"footplate/fleet/provider/local"
 
 	"github.com/spf13/cobra"
@@ -30,8 +31,6 @@ import (
 func devCommand() *cobra.Command {
 	d := dev{out: os.Stdout}
 	c := &cobra.Command{
-		Use:   "dev",
-		Short: "run everything on this machine: nodes, a local pool with agents, an org and a token",
 		Long: `Everything on one machine, with nothing to install: a control plane of real
 processes that may be killed, a pool "local" whose hosts are processes too, an org
 "demo", and a token. Ends with Ctrl-C; a node that dies is started again.`,
@@ -82,6 +81,9 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if d.port, err = strconv.Atoi(port); err != nil || d.port < 1 || d.port > 65000 {
 		return badFlag("listen", d.listen, "HOST:PORT with a port from 1 to 65000")
 	}
+	if everyAddress(d.host) {
+		return badFlag("listen", d.listen, "one address of this machine, by which the nodes find each other")
+	}
 	if d.data == "" {
 		if d.data, err = os.MkdirTemp("", "footplate-dev-"); err != nil {
 			return fleet.Invalidf("temporary directory: %s", err)
@@ -99,6 +101,9 @@ func (d *dev) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer unlock()
+	if err := d.reachable(); err != nil {
+		return err
+	}
 	d.secrets = map[string]string{}
 	for _, name := range []string{"admin", "agent", "node"} {
 		if d.secrets[name], err = readSecret(d.secretFile(name), true); err != nil {
@@ -185,6 +190,19 @@ func (d *dev) lock() (unlock func(), err error) {
 		return nil, fleet.Conflictf("another footplate dev uses %s", d.data).WithHint("end it, or choose another --data")
 	}
 	return func() { f.Close() }, nil
+}
+
+// reachable refuses data that the hosts' tasks could not reach: their agents would
+// refuse it one by one, each in a log of its own.
+func (d *dev) reachable() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	u, err := findUser(taskUser)
+	if err != nil {
+		return err
+	}
+	return agent.Reachable(d.data, u)
 }
 
 // keepNode runs node i and starts it again when it dies.

@@ -21,7 +21,12 @@ func main() {
 		os.Exit(attempt.Supervise(os.Args[2:], os.Stderr))
 	}
 	os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr,
-		verifyCommand(), chatCommand(), devCommand(), serverCommand(), agentCommand()))
+		cli.Command{Name: "audit verify", Offline: verifyFile},
+		cli.Command{Name: "chat", Short: "the channel live, and a prompt that takes the same commands", Make: chatCommand},
+		cli.Command{Name: "dev", Short: "run everything on this machine: nodes, a local pool with agents, an org and a token", Make: devCommand},
+		cli.Command{Name: "server", Short: "run a node of the control plane", Make: serverCommand},
+		cli.Command{Name: "agent", Short: "run the agent of a CI host", Make: agentCommand},
+	))
 }
 
 func badFlag(name, value, hint string) error {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"footplate/cli"
@@ -24,8 +26,6 @@ func serverCommand() *cobra.Command {
 	var node, nodeToken, adminToken, agentToken, local string
 	var untilEOF bool
 	c := &cobra.Command{
-		Use:   "server",
-		Short: "run a node of the control plane",
 		Long: `A node of the control plane. Begin with one and join the others to it:
 
   footplate server --node n1 --data /var/lib/footplate --listen 10.0.0.1:4600 --raft 10.0.0.1:4700 --bootstrap
@@ -60,6 +60,9 @@ never begins a cluster again: the flags may stay as they are.`,
 			return fleet.Invalidf("a node needs a data directory").WithHint("say --data DIR")
 		}
 		if err := fleet.CheckName("node", node); err != nil {
+			return err
+		}
+		if err := checkAddrs(cfg); err != nil {
 			return err
 		}
 		cfg.Node, cfg.Version = fleet.NodeID(node), cli.Version
@@ -110,12 +113,47 @@ never begins a cluster again: the flags may stay as they are.`,
 		}
 		n, err := controlplane.New(ctx, cfg)
 		if err != nil {
-			return err
+			return taken(err)
 		}
 		cfg.Log.Info("node is up", "node", cfg.Node, "listen", n.Addr().String(), "raft", cfg.Raft, "version", cfg.Version)
 		return n.Run(ctx)
 	}
 	return c
+}
+
+// checkAddrs refuses addresses by which nobody else can reach the node: it tells
+// them to the other nodes and to agents.
+func checkAddrs(cfg controlplane.Config) error {
+	for _, a := range []struct{ flag, addr, told, tell string }{
+		{"listen", cfg.Listen, cfg.API, "--api http://HOST:"},
+		{"raft", cfg.Raft, cfg.RaftAdvertise, "--raft-advertise HOST:"},
+	} {
+		host, port, err := net.SplitHostPort(a.addr)
+		if err != nil {
+			return badFlag(a.flag, a.addr, "HOST:PORT")
+		}
+		if a.told == "" && everyAddress(host) {
+			return fleet.Invalidf("--%s %s is every address of this machine, and the others must be told one", a.flag, a.addr).
+				WithHint("say %s%s as well, with the name or address that they know", a.tell, port)
+		}
+	}
+	return nil
+}
+
+// everyAddress reports whether whoever listens on host can be reached by every
+// address of the machine, and so by none that is known.
+func everyAddress(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+// taken words the error of a node that finds an address in use.
+func taken(err error) error {
+	var listen *net.OpError
+	if errors.Is(err, syscall.EADDRINUSE) && errors.As(err, &listen) {
+		return fleet.Conflictf("address %s is taken", listen.Addr).WithHint("end what listens there, or choose another --listen or --raft")
+	}
+	return err
 }
 
 // readSecret reads a secret from a file, and makes it when it may.

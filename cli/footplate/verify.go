@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -11,39 +12,43 @@ import (
 	"footplate/cli"
 	"footplate/controlplane/archive"
 	"footplate/fleet"
-
-	"github.com/spf13/cobra"
 )
 
-// verifyCommand is "audit verify FILE [ENTRY:HASH...]": it checks an export
-// without a server, and that it has the entries that were anchored elsewhere.
-func verifyCommand() *cobra.Command {
-	return cli.Offline("audit verify", func(_ context.Context, s cli.Surface, args []string) error {
-		var anchors []archive.Anchor
-		for _, a := range args[1:] {
-			n, hash, ok := strings.Cut(a, ":")
-			entry, err := strconv.ParseUint(n, 10, 64)
-			if !ok || err != nil || len(hash) != 64 {
-				return fleet.Invalidf("audit verify does not take %q", a).
-					WithHint("footplate audit verify FILE [ENTRY:HASH...], with hashes that were noted before")
-			}
-			anchors = append(anchors, archive.Anchor{N: fleet.EntryNo(entry), Hash: hash})
+// exportBegins tells an export, whole or not, from a file that was never one.
+const exportBegins = `{"format":"footplate-audit/`
+
+// verifyFile is "audit verify FILE [ENTRY:HASH...]": it checks an export without
+// a server, and that it has the entries that were anchored elsewhere.
+func verifyFile(_ context.Context, s cli.Surface, args []string) error {
+	var anchors []archive.Anchor
+	for _, a := range args[1:] {
+		n, hash, ok := strings.Cut(a, ":")
+		entry, err := strconv.ParseUint(n, 10, 64)
+		if !ok || err != nil || len(hash) != 64 {
+			return fleet.Invalidf("audit verify does not take %q", a).
+				WithHint("footplate audit verify FILE [ENTRY:HASH...], with hashes that were noted before")
 		}
-		in := s.In
-		if args[0] != "-" {
-			f, err := os.Open(args[0])
-			if err != nil {
-				return fleet.NotFoundf("there is no file %q that can be read", args[0]).WithHint("footplate audit export > %s", args[0])
-			}
-			defer f.Close()
-			in = f
-		}
-		r, err := archive.Verify(in, anchors...)
+		anchors = append(anchors, archive.Anchor{N: fleet.EntryNo(entry), Hash: hash})
+	}
+	in := s.In
+	if args[0] != "-" {
+		f, err := os.Open(args[0])
 		if err != nil {
-			return err
+			return fleet.NotFoundf("there is no file %q that can be read", args[0]).WithHint("footplate audit export > %s", args[0])
 		}
-		return tellVerified(s.Out, r)
-	})
+		defer f.Close()
+		in = f
+	}
+	buffered := bufio.NewReader(in)
+	begin, err := buffered.Peek(len(exportBegins))
+	if err == nil && string(begin) != exportBegins {
+		return fleet.Invalidf("%q is not an export of footplate's audit log", args[0]).WithHint("footplate audit export > FILE makes one")
+	}
+	r, err := archive.Verify(buffered, anchors...)
+	if err != nil {
+		return err
+	}
+	return tellVerified(s.Out, r)
 }
 
 func tellVerified(w io.Writer, r archive.Report) error {

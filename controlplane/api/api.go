@@ -30,6 +30,9 @@ const (
 	HeaderStale = "Footplate-Stale"
 	// HeaderVia names the surface and its version, for example "cli/0.1.0".
 	HeaderVia = "Footplate-Via"
+	// HeaderFor names the principal for whom a bot asks. The bot's token must be
+	// made for that surface; the role is the principal's.
+	HeaderFor = "Footplate-For"
 	// HeaderStreamError is a trailer: a Problem, when a stream broke off.
 	HeaderStreamError = "Footplate-Stream-Error"
 )

@@ -20,7 +20,7 @@ import (
 // pure are the packages that run in Apply, or that decide what is logged.
 func pure() []string {
 	return []string{
-		"fleet", "fleet/queue", "fleet/lease", "controlplane/state", "controlplane/op", "controlplane/catalog",
+		"fleet", "fleet/queue", "fleet/lease", "controlplane/state", "controlplane/op", "controlplane/catalog", "controlplane/order",
 	}
 }
 

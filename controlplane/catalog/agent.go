@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"fmt"
+	"slices"
 
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
@@ -32,6 +33,9 @@ var AgentJoin = op.Internal(op.Spec{
 		return op.Result{}, fleet.Conflictf("host %q is being ended", a.Host).WithHint("a machine's id is never used again")
 	case !known && a.Launch != 0:
 		return op.Result{}, fleet.Conflictf("host %q was ended", a.Host).WithHint("a machine's id is never used again")
+	case known && slices.Contains(h.FormerBoots, a.Boot):
+		return op.Result{}, fleet.Conflictf("host %q was rebooted since: boot %s is over", a.Host, a.Boot).
+			WithHint("end this agent; a machine that was restored from a snapshot must be rebooted")
 	case known && h.Boot == a.Boot && a.Incarnation < h.Incarnation:
 		return op.Result{}, fleet.Conflictf("host %q has a newer agent: incarnation %d", a.Host, h.Incarnation).WithHint("end this one")
 	case known && h.Boot == a.Boot && a.Incarnation == h.Incarnation && h.State == fleet.HostReady:
@@ -53,6 +57,8 @@ var AgentJoin = op.Internal(op.Spec{
 		if h.Boot != a.Boot {
 			why = fmt.Sprintf("host %s was rebooted", a.Host)
 			text = why
+			former := append(slices.Clone(h.FormerBoots), h.Boot)
+			h.FormerBoots = former[max(0, len(former)-fleet.MaxFormerBoots):]
 		}
 		if n, lost := lose(tx, attemptsOn(tx, a.Host), why, true); n > 0 {
 			text = lost
@@ -63,7 +69,7 @@ var AgentJoin = op.Internal(op.Spec{
 	}
 	h.Pool = a.Pool
 	h.State, h.Boot, h.Incarnation, h.Version = fleet.HostReady, a.Boot, a.Incarnation, a.Version
-	h.Suspect, h.Lost, h.JoinedAt = false, false, tx.At
+	h.Suspect, h.Lost, h.SilentAt, h.JoinedAt = false, false, 0, tx.At
 	h.Slots = pool.Slots
 	if a.Slots > 0 {
 		h.Slots = a.Slots

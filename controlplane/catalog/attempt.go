@@ -288,7 +288,7 @@ func end(tx *state.Tx, at fleet.Attempt, outcome fleet.Outcome, exit int, why st
 		}
 	default:
 		bad := 0
-		for _, id := range t.Attempts {
+		for _, id := range t.Attempts[t.Spent:] {
 			if o, ok := tx.Attempts.Get(id); ok && (o.Outcome == fleet.Lost || o.Outcome == fleet.Broken) {
 				bad++
 			}

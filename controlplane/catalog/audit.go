@@ -66,19 +66,7 @@ var AuditShow = op.Query(op.Spec{
 	if len(entries) == 0 {
 		return EntryDetail{}, fleet.NotFoundf("there is no entry %d", a.Entry).WithHint("footplate audit tail")
 	}
-	d := EntryDetail{Entry: entries[0], Intact: entries[0].Intact(), Delivery: "nothing to deliver"}
-	for _, p := range env.View.Outbox.All() {
-		if p.Entry == a.Entry {
-			d.Delivery = "pending"
-		}
-	}
-	for _, l := range env.View.Channel.Backward() {
-		if l.First <= a.Entry && a.Entry <= l.Last {
-			d.Delivery = fmt.Sprintf("sent, as line %d of the channel", l.N)
-			break
-		}
-	}
-	return d, nil
+	return EntryDetail{Entry: entries[0], Intact: entries[0].Intact(), Delivery: delivery(env.View, a.Entry)}, nil
 })
 
 // EntryDetail is an entry in full.
@@ -159,7 +147,7 @@ var OutboxDeliver = op.Internal(op.Spec{
 		last, ok := tx.Channel.Get(fleet.EntryNo(tx.Line))
 		// A run of the same operation becomes one line, as long as nothing came between.
 		if ok && p.Show == state.ShowGroup && last.Op == p.Line.Op && last.By == p.Line.By && last.Outcome == p.Line.Outcome &&
-			last.Reason == p.Line.Reason && p.Line.At.Sub(last.At) < 2*fleet.Second && last.Last+1 == p.Line.First {
+			last.Reason == p.Line.Reason && p.Line.At.Sub(last.At) < state.LineGrows && last.Last+1 == p.Line.First {
 			last.Count++
 			last.Last = p.Line.Last
 			last.Text = p.Line.Text

@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
@@ -18,7 +19,7 @@ var AutomationStatus = op.Query(op.Spec{
 }, func(_ context.Context, env op.Env, _ struct{}) ([]LoopRow, error) {
 	rows := []LoopRow{}
 	for _, l := range fleet.Loops() {
-		row := LoopRow{Loop: l, State: "runs"}
+		row := LoopRow{Loop: l, State: "runs", Note: loopNote(env.View, l)}
 		if p, ok := env.View.Pauses.Get(l); ok && p.Until > env.Now {
 			row.State, row.By, row.Until, row.Reason = "paused", p.By, p.Until, p.Reason
 		}
@@ -34,11 +35,34 @@ type LoopRow struct {
 	By     fleet.Principal `json:"by,omitempty" col:"BY"`
 	Until  fleet.Time      `json:"until" col:"UNTIL"`
 	Reason string          `json:"reason,omitempty" col:"REASON"`
+	Note   string          `json:"note,omitempty" col:"NOTE" help:"what it does that is worth knowing"`
+}
+
+// loopNote says what a person should know of a loop, whether it is paused or not.
+func loopNote(v *state.View, l fleet.Loop) string {
+	switch l {
+	case fleet.LoopProvision:
+		var held []string
+		for _, p := range v.Pools.All() {
+			if p.HeldAt != 0 {
+				held = append(held, heldWords(p))
+			}
+		}
+		return strings.Join(held, "; ")
+	case fleet.LoopRetain:
+		return fmt.Sprintf("finished builds are kept for %s", v.KeepFor())
+	}
+	return ""
+}
+
+// heldWords says what the guard holds back in a pool.
+func heldWords(p fleet.Pool) string {
+	return fmt.Sprintf("silent hosts of pool %q are not replaced since %s: %s", p.Name, p.HeldAt, p.HeldWhy)
 }
 
 // AutomationArgs names a loop.
 type AutomationArgs struct {
-	Loop fleet.Loop `json:"loop,omitempty" arg:"LOOP" enum:"promote,dispatch,provision,watch,deliver" help:"which loop; all when it is left out"`
+	Loop fleet.Loop `json:"loop,omitempty" arg:"LOOP" enum:"promote,dispatch,provision,watch,deliver,retain" help:"which loop; all when it is left out"`
 }
 
 // AutomationPauseArgs names a loop and when its pause ends.

@@ -80,6 +80,20 @@ func (a *BuildSubmitArgs) Normalize() error {
 	return nil
 }
 
+// Redact keeps the values of the environment out of the record: people put
+// tokens there. The names stay.
+func (a *BuildSubmitArgs) Redact() {
+	hide := func(env []fleet.EnvVar) {
+		for i := range env {
+			env[i].Value = op.Redacted
+		}
+	}
+	hide(a.Spec.Env)
+	for _, t := range a.Spec.Tasks {
+		hide(t.Env)
+	}
+}
+
 // Validate checks the build.
 func (a BuildSubmitArgs) Validate() error {
 	if a.Org == "" {
@@ -128,8 +142,8 @@ type Submitted struct {
 
 func buildSubmit(tx *state.Tx, m op.Meta, a BuildSubmitArgs) (op.Result, error) {
 	v := tx.View()
-	if _, ok := tx.Orgs.Get(a.Org); !ok {
-		return op.Result{}, fleet.NotFoundf("there is no org %q", a.Org).WithHint("footplate org list")
+	if _, err := findOrg(v, a.Org); err != nil {
+		return op.Result{}, err
 	}
 	if _, err := findPool(v, a.Pool); err != nil {
 		return op.Result{}, err
@@ -166,6 +180,14 @@ type BuildListArgs struct {
 	Limit int            `json:"limit" flag:"limit" default:"50" help:"at most this many, newest first"`
 }
 
+// Validate checks the bounds.
+func (a BuildListArgs) Validate() error {
+	if a.Limit < 0 {
+		return fleet.Invalidf("--limit is %d; it must not be negative", a.Limit).WithHint("0 lists all")
+	}
+	return nil
+}
+
 // BuildList lists builds, newest first.
 var BuildList = op.Query(op.Spec{
 	Name:     "build list",
@@ -173,6 +195,9 @@ var BuildList = op.Query(op.Spec{
 	Role:     fleet.Viewer,
 	Examples: []string{"build list", "build list --org acme --state running"},
 }, func(_ context.Context, env op.Env, a BuildListArgs) ([]BuildRow, error) {
+	if err := checkNames(env.View, a.Org, a.Pool); err != nil {
+		return nil, err
+	}
 	rows := []BuildRow{}
 	for _, b := range env.View.Builds.Backward() {
 		if a.Org != "" && b.Org != a.Org || a.Pool != "" && b.Pool != a.Pool {
@@ -253,8 +278,8 @@ var BuildShow = op.Query(op.Spec{
 	Summary:  "show a build with its tasks and attempts",
 	Role:     fleet.Viewer,
 	Examples: []string{"build show 7"},
-}, func(_ context.Context, env op.Env, a BuildArgs) (BuildDetail, error) {
-	b, err := findBuild(env.View, a.Build)
+}, func(ctx context.Context, env op.Env, a BuildArgs) (BuildDetail, error) {
+	b, err := buildOf(ctx, env, a.Build)
 	if err != nil {
 		return BuildDetail{}, err
 	}
@@ -321,8 +346,8 @@ var BuildWhy = op.Query(op.Spec{
 	Summary:  "say why a build is not running",
 	Role:     fleet.Viewer,
 	Examples: []string{"build why 7"},
-}, func(_ context.Context, env op.Env, a BuildArgs) (Why, error) {
-	b, err := findBuild(env.View, a.Build)
+}, func(ctx context.Context, env op.Env, a BuildArgs) (Why, error) {
+	b, err := buildOf(ctx, env, a.Build)
 	if err != nil {
 		return Why{}, err
 	}
@@ -387,11 +412,12 @@ var BuildRetry = op.Mutation(op.Spec{
 			switch {
 			case b.Stage == fleet.StageFinished && t.Outcome != fleet.Passed:
 				t.Outcome = ""
-				again++
 			case t.Held != 0:
-				again++
+			default:
+				continue
 			}
-			t.Held = 0
+			t.Held, t.Spent = 0, len(t.Attempts)
+			again++
 		}
 		if again == 0 {
 			return "has nothing to retry", false
@@ -410,9 +436,14 @@ var BuildRetry = op.Mutation(op.Spec{
 func eachBuild(tx *state.Tx, ids []fleet.BuildID, done string, change func(*fleet.Build) (string, bool)) (op.Result, error) {
 	var res op.Result
 	var changed, same, missing []string
+	var gone fleet.BuildID // one that is retired
 	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
 	for _, id := range ids {
 		b, ok := tx.Builds.Get(id)
+		if !ok && retired(tx.Meta, id) {
+			same, gone = append(same, id.String()+" is retired"), id
+			continue
+		}
 		if !ok {
 			missing = append(missing, id.String())
 			continue
@@ -430,7 +461,11 @@ func eachBuild(tx *state.Tx, ids []fleet.BuildID, done string, change func(*flee
 	case len(changed)+len(same) == 0:
 		return op.Result{}, fleet.NotFoundf("there is no build %s", strings.Join(missing, ", ")).WithHint("footplate build list")
 	case len(changed) == 0:
-		return op.Result{}, fleet.Conflictf("build %s", strings.Join(same, "; build "))
+		err := fleet.Conflictf("build %s", strings.Join(same, "; build "))
+		if gone > 0 {
+			err = err.WithHint("footplate build show %d", gone)
+		}
+		return op.Result{}, err
 	}
 	noun := "build"
 	if len(changed) > 1 {
@@ -465,7 +500,7 @@ var BuildLogs = op.Stream(op.Spec{
 }, nil, buildLogs)
 
 func buildLogs(ctx context.Context, env op.Env, a BuildLogsArgs, w io.Writer) error {
-	b, err := findBuild(env.View, a.Build)
+	b, err := buildOf(ctx, env, a.Build)
 	if err != nil {
 		return err
 	}
@@ -481,6 +516,9 @@ func buildLogs(ctx context.Context, env op.Env, a BuildLogsArgs, w io.Writer) er
 	if a.Follow && task < 0 {
 		return fleet.Invalidf("build %d has %d tasks: one can be followed at a time", b.ID, len(b.Tasks)).
 			WithHint("say --task, for example --task %s", b.Spec.Tasks[0].Name)
+	}
+	if a.Attempt != 0 && !slices.ContainsFunc(b.Tasks, func(t fleet.Task) bool { return slices.Contains(t.Attempts, a.Attempt) }) {
+		return fleet.NotFoundf("build %d has no attempt %d", b.ID, a.Attempt).WithHint("footplate build show %d", b.ID)
 	}
 	out := json.NewEncoder(w)
 	emit := func(at fleet.Attempt) func(op.LogChunk) error {

@@ -11,11 +11,12 @@ import "footplate/controlplane/op"
 func All() *op.Registry {
 	return op.NewRegistry(
 		PoolList, PoolShow, PoolCreate, PoolScale,
-		HostList, HostShow, HostCordon, HostUncordon, HostDrain,
-		BuildSubmit, BuildList, BuildShow, BuildWhy, BuildCancel, BuildRetry, BuildLogs,
+		HostList, HostShow, HostCordon, HostUncordon, HostDrain, HostRemove,
+		BuildSubmit, BuildList, BuildShow, BuildWhy, BuildCancel, BuildRetry, BuildLogs, BuildRetention,
 		QueueStatus, QueuePause, QueueResume,
 		OrgList, OrgSet,
 		AuditTail, AuditShow, AuditExport, AuditVerify,
+		AccessWhoami, AccessExplain, AccessList, AccessGrant, AccessRevoke, AccessTokenCreate, AccessTokenRevoke,
 		ClusterStatus, ClusterSnapshotSave,
 		AutomationStatus, AutomationPause, AutomationResume,
 
@@ -23,7 +24,8 @@ func All() *op.Registry {
 		BuildPromote, BuildAssign,
 		AgentJoin, AgentReport, AttemptLose,
 		HostSuspect, HostLose, HostRetire, HostEnd, HostGone,
-		LaunchRecord, LaunchReport,
-		OverrideExpire, OutboxDeliver,
+		LaunchRecord, LaunchReport, LaunchPrune, PoolHold,
+		BuildRetire, RefusalSettle,
+		OverrideExpire, OutboxDeliver, SinkOpen, SinkSending, SinkSent, SinkDead, SinkFailing,
 	)
 }

@@ -25,6 +25,9 @@ var HostList = op.Query(op.Spec{
 	Role:     fleet.Viewer,
 	Examples: []string{"host list", "host list --pool linux --state suspect -o name"},
 }, func(_ context.Context, env op.Env, a HostListArgs) ([]HostRow, error) {
+	if err := checkNames(env.View, "", a.Pool); err != nil {
+		return nil, err
+	}
 	rows := []HostRow{}
 	for _, h := range env.View.Hosts.All() {
 		if (a.Pool == "" || h.Pool == a.Pool) && (a.State == "" || h.Condition() == a.State) {
@@ -158,6 +161,79 @@ var HostDrain = op.Mutation(op.Spec{
 		h.Draining, h.Why = true, because("drained", m)
 		return fmt.Sprintf("gets no new work; %s on it may finish", count(v.UsedSlots(h.ID), "task")), true
 	})
+})
+
+// HostRemove takes out hosts that are lost for good: a person says that they
+// are dead.
+var HostRemove = op.Mutation(op.Spec{
+	Name:    "host remove",
+	Summary: "take out hosts that are lost for good",
+	Long: "Whoever removes a lost host says that it is dead: what ran on it has ended, and\n" +
+		"exclusive builds that wait for proof of that go on. A host of one's own leaves the\n" +
+		"list; one that footplate has launched is ended by its provider and replaced, also\n" +
+		"when the guard holds that back. A host that is heard is not removed.",
+	Role:     fleet.Operator,
+	Risk:     op.Disruptive,
+	Show:     state.ShowLine,
+	Examples: []string{"host remove mac-3", "host remove mac-3 mac-4 --reason 'sold'"},
+}, func(tx *state.Tx, m op.Meta, a HostsArgs) (op.Result, error) {
+	var res op.Result
+	var removed, ending, others []string
+	var builds []fleet.BuildID // that waited for proof
+	all := slices.Compact(slices.Sorted(slices.Values(a.Hosts)))
+	missing := 0
+	for _, id := range all {
+		h, ok := tx.Hosts.Get(id)
+		switch {
+		case !ok:
+			missing++
+			others = append(others, fmt.Sprintf("there is no host %s", id))
+			continue
+		case h.State != fleet.HostReady || !h.Lost:
+			others = append(others, fmt.Sprintf("host %s is %s, not lost", id, h.Condition()))
+			continue
+		}
+		ids := attemptsOn(tx, id)
+		for _, at := range ids {
+			if held, ok := tx.Attempts.Get(at); ok {
+				builds = append(builds, held.Build)
+			}
+		}
+		lose(tx, ids, fmt.Sprintf("host %s was removed by %s", id, m.By), true)
+		if h.Launch == 0 {
+			tx.Hosts.Delete(id)
+			removed = append(removed, string(id))
+			res.Changes = append(res.Changes, fmt.Sprintf("host %s leaves the list", id))
+			continue
+		}
+		h.State, h.Why = fleet.HostEnding, because("removed", m)
+		tx.Hosts.Put(id, h)
+		ending = append(ending, string(id))
+		res.Changes = append(res.Changes, fmt.Sprintf("host %s is ended by its provider, and replaced", id))
+	}
+	var did []string
+	if len(removed) > 0 {
+		did = append(did, "removed "+names(removed))
+	}
+	if len(ending) > 0 {
+		did = append(did, "ending "+names(ending))
+	}
+	switch {
+	case missing == len(all):
+		return op.Result{}, fleet.NotFoundf("%s", strings.Join(others, "; ")).WithHint("footplate host list")
+	case len(did) == 0:
+		return op.Result{}, fleet.Conflictf("%s", strings.Join(others, "; ")).WithHint("footplate host drain, then end its agent, and wait until it is lost")
+	}
+	if len(builds) > 0 {
+		waited := numbers(slices.Compact(slices.Sorted(slices.Values(builds))))
+		did = append(did, "exclusive builds that waited for this go on: "+waited)
+		res.Changes = append(res.Changes, "exclusive builds that wait for this go on: "+waited)
+	}
+	res.Text = strings.Join(append(did, others...), "; ")
+	for _, o := range others {
+		res.Changes = append(res.Changes, "nothing: "+o)
+	}
+	return res, nil
 })
 
 func because(what string, m op.Meta) string {

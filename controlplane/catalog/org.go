@@ -32,6 +32,30 @@ type OrgRow struct {
 	Weight int           `json:"weight" col:"WEIGHT"`
 }
 
+func findOrg(v *state.View, name fleet.OrgName) (fleet.Org, error) {
+	o, ok := v.Orgs.Get(name)
+	if !ok {
+		return o, fleet.NotFoundf("there is no org %q", name).WithHint("footplate org list")
+	}
+	return o, nil
+}
+
+// checkNames makes sure that the org and the pool that a selection names are
+// there: an empty answer would hide a slip of the finger.
+func checkNames(v *state.View, org fleet.OrgName, pool fleet.PoolName) error {
+	if org != "" {
+		if _, err := findOrg(v, org); err != nil {
+			return err
+		}
+	}
+	if pool != "" {
+		if _, err := findPool(v, pool); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func queuedOf(v *state.View, org fleet.OrgName) int {
 	n := 0
 	for q := range v.Queued.From(state.Queued{Org: org, Priority: fleet.MaxPriority}) {

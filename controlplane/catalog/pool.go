@@ -75,7 +75,7 @@ var PoolShow = op.Query(op.Spec{
 	if err != nil {
 		return PoolDetail{}, err
 	}
-	d := PoolDetail{PoolRow: poolRow(env.View, p), SuspectAfter: p.SuspectAfter, FenceAfter: p.FenceAfter, Hosts: []HostRow{}}
+	d := PoolDetail{PoolRow: poolRow(env.View, p), SuspectAfter: p.SuspectAfter, FenceAfter: p.FenceAfter, HeldAt: p.HeldAt, HeldWhy: p.HeldWhy, Hosts: []HostRow{}}
 	for _, h := range env.View.Hosts.All() {
 		if h.Pool == p.Name {
 			d.Hosts = append(d.Hosts, hostRow(env, h))
@@ -89,6 +89,8 @@ type PoolDetail struct {
 	PoolRow
 	SuspectAfter fleet.Duration `json:"suspect_after" help:"a host silent for this long gets no new work"`
 	FenceAfter   fleet.Duration `json:"fence_after" help:"a host silent for this long has ended its tasks"`
+	HeldAt       fleet.Time     `json:"held_at,omitempty" help:"since when its silent hosts are not replaced"`
+	HeldWhy      string         `json:"held_why,omitempty" help:"why they are not"`
 	Hosts        []HostRow      `json:"hosts"`
 }
 

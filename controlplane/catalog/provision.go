@@ -15,6 +15,7 @@ import (
 type HostSuspectArgs struct {
 	Hosts []fleet.HostID `json:"hosts"`
 	Again bool           `json:"again,omitempty"` // heard again
+	Doubt bool           `json:"doubt,omitempty"` // were lost, and are only suspect now
 	Why   string         `json:"why"`
 }
 
@@ -28,17 +29,24 @@ var HostSuspect = op.Internal(op.Spec{
 		if !ok || h.State != fleet.HostReady {
 			continue
 		}
+		if !h.Suspect {
+			h.SilentAt = tx.At
+		}
 		h.Suspect, h.Why = !a.Again, a.Why
+		if h.Lost && (a.Again || a.Doubt) {
+			back = append(back, string(id))
+			h.Lost = false
+		}
 		if a.Again {
-			if h.Lost {
-				back = append(back, string(id))
-			}
-			h.Lost, h.Why = false, ""
+			h.Why, h.SilentAt = "", 0
 		}
 		tx.Hosts.Put(id, h)
 	}
-	if len(back) == 0 {
+	switch {
+	case len(back) == 0:
 		return op.Result{Text: "marked", Quiet: true}, nil
+	case a.Doubt:
+		return op.Result{Text: fmt.Sprintf("%s may live: %s", names(back), a.Why)}, nil
 	}
 	return op.Result{Text: fmt.Sprintf("%s back: %s", names(back), a.Why)}, nil
 })
@@ -61,6 +69,9 @@ var HostLose = op.Internal(op.Spec{
 	h, ok := tx.Hosts.Get(a.Host)
 	if !ok || h.State != fleet.HostReady || h.Lost || a.Boot != "" && (h.Boot != a.Boot || h.Incarnation != a.Incarnation) {
 		return op.Result{Quiet: true}, nil
+	}
+	if !h.Suspect {
+		h.SilentAt = tx.At
 	}
 	h.Suspect, h.Lost, h.Why = true, true, a.Why
 	tx.Hosts.Put(h.ID, h)
@@ -130,6 +141,10 @@ var HostEnd = op.Internal(op.Spec{
 		}
 		h.State, h.Why = fleet.HostEnding, a.Why
 		tx.Hosts.Put(id, h)
+		if l, ok := tx.Launches.Get(h.Launch); ok && a.Dead {
+			l.DeadAt = tx.At
+			tx.Launches.Put(l.ID, l)
+		}
 		ids = append(ids, string(id))
 	}
 	if len(ids) == 0 {
@@ -263,4 +278,60 @@ var LaunchReport = op.Internal(op.Spec{
 		Text:  fmt.Sprintf("launch of host %s did not work (try %d), next try at %s: %s", l.Host, l.Tries, a.NextAt, strings.TrimSpace(a.Why)),
 		Quiet: l.Tries > 1,
 	}, nil
+})
+
+// LaunchKeep is for how long a launch is remembered at least: longer than any
+// call of a provider can be under way.
+const LaunchKeep = fleet.Day
+
+// LaunchPruneArgs names launches that are over and that no provider lists.
+type LaunchPruneArgs struct {
+	Launches []fleet.LaunchID `json:"launches"`
+}
+
+// LaunchPrune forgets launches that are over. While a provider lists a machine,
+// its launch says what shall become of it, so that the provider's word is
+// needed; its whole life is in the record.
+var LaunchPrune = op.Internal(op.Spec{
+	Name: "launch prune", Summary: "forget launches that are over", Role: fleet.System,
+}, func(tx *state.Tx, _ op.Meta, a LaunchPruneArgs) (op.Result, error) {
+	n := 0
+	for _, id := range a.Launches {
+		if l, ok := tx.Launches.Get(id); ok && Prunable(tx.At, l) {
+			tx.Launches.Delete(id)
+			n++
+		}
+	}
+	return op.Result{Text: fmt.Sprintf("forgot %s", plural(n, "launch", "launches")), Quiet: true}, nil
+})
+
+// Prunable reports whether a launch is over and old.
+func Prunable(now fleet.Time, l fleet.Launch) bool {
+	return (l.State == fleet.LaunchEnded || l.State == fleet.LaunchFailed) && l.At.Add(LaunchKeep) <= now
+}
+
+// PoolHoldArgs says that the guard holds a pool, or does no more.
+type PoolHoldArgs struct {
+	Pool fleet.PoolName `json:"pool"`
+	Over bool           `json:"over,omitempty"`
+	Why  string         `json:"why"`
+}
+
+// PoolHold records that the guard holds back the replacement of a pool's silent
+// hosts, and tells people: once when it begins, and once when it is over.
+var PoolHold = op.Internal(op.Spec{
+	Name: "pool hold", Summary: "hold back the replacement of silent hosts", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a PoolHoldArgs) (op.Result, error) {
+	p, ok := tx.Pools.Get(a.Pool)
+	if !ok || (p.HeldAt != 0) != a.Over {
+		return op.Result{Quiet: true}, nil
+	}
+	text := fmt.Sprintf("silent hosts of pool %q are replaced again: %s", p.Name, a.Why)
+	p.HeldAt, p.HeldWhy = 0, ""
+	if !a.Over {
+		p.HeldAt, p.HeldWhy = tx.At, a.Why
+		text = fmt.Sprintf("silent hosts of pool %q are not replaced for now (if they are dead, \"host remove\" says so): %s", p.Name, a.Why)
+	}
+	tx.Pools.Put(p.Name, p)
+	return op.Result{Text: text}, nil
 })

@@ -125,7 +125,7 @@ var QueuePause = op.Mutation(op.Spec{
 		"queue pause --stage promotion --org acme --for 2h",
 	},
 }, func(tx *state.Tx, m op.Meta, a QueuePauseArgs) (op.Result, error) {
-	if err := checkGate(tx, a.QueueGateArgs); err != nil {
+	if err := checkNames(tx.View(), a.Org, a.Pool); err != nil {
 		return op.Result{}, err
 	}
 	g := fleet.Gate{Stage: a.Stage, Org: a.Org, Pool: a.Pool, By: m.By, Reason: m.Reason, At: tx.At, Until: tx.At.Add(a.For)}
@@ -153,20 +153,6 @@ var QueueResume = op.Mutation(op.Spec{
 	tx.Gates.Delete(g.Key())
 	return op.Result{Text: fmt.Sprintf("resumed %s", gateWords(a))}, nil
 })
-
-func checkGate(tx *state.Tx, a QueueGateArgs) error {
-	if a.Org != "" {
-		if _, ok := tx.Orgs.Get(a.Org); !ok {
-			return fleet.NotFoundf("there is no org %q", a.Org).WithHint("footplate org list")
-		}
-	}
-	if a.Pool != "" {
-		if _, err := findPool(tx.View(), a.Pool); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 func gateWords(a QueueGateArgs) string {
 	s := string(a.Stage)

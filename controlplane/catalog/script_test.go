@@ -194,7 +194,7 @@ func (w *world) ask(line string) string {
 	if err != nil {
 		return say(err)
 	}
-	env := op.Env{View: w.st.Publish(), Now: w.now, Node: "n1", World: w, Caller: op.Caller{Principal: "alice", Role: fleet.Admin}}
+	env := op.Env{View: w.st.Publish(), Now: w.now, Node: "n1", World: w, Ops: w.reg, Caller: op.Caller{Principal: "alice", Role: fleet.Admin}}
 	if call.Op.Kind == op.KindStream {
 		var b bytes.Buffer
 		if err := call.Op.Stream(context.Background(), env, call.Args, &b); err != nil {
@@ -407,7 +407,7 @@ var errArchive = errors.New("the archive is closed")
 func (w *world) Entries(_ context.Context, f op.EntryFilter) ([]fleet.Entry, error) {
 	var out []fleet.Entry
 	for _, e := range w.entries {
-		if f.From != 0 && e.N < f.From || f.To != 0 && e.N > f.To || f.By != "" && e.By != f.By || f.Op != "" && e.Op != f.Op {
+		if f.From != 0 && e.N < f.From || f.To != 0 && e.N > f.To || f.By != "" && e.By != f.By || f.Op != "" && e.Op != f.Op || !strings.Contains(e.Text, f.Text) {
 			continue
 		}
 		if f.Newest {

@@ -2,6 +2,9 @@ package catalog
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
@@ -30,15 +33,16 @@ func whyBuild(env op.Env, b fleet.Build) string {
 	case fleet.StageQueued:
 		return fmt.Sprintf("build %d is queued: %s", b.ID, whyQueued(env, b))
 	}
-	waiting, running := 0, 0
-	var held, live fleet.Attempt
+	waiting := 0
+	var held fleet.Attempt
+	var live []fleet.Attempt
 	for _, t := range b.Tasks {
 		switch {
 		case t.Held != 0:
 			held, _ = v.Attempts.Get(t.Held)
 		case t.Live != 0:
-			running++
-			live, _ = v.Attempts.Get(t.Live)
+			at, _ := v.Attempts.Get(t.Live)
+			live = append(live, at)
 		case t.Waiting():
 			waiting++
 		}
@@ -46,15 +50,12 @@ func whyBuild(env op.Env, b fleet.Build) string {
 	switch {
 	case waiting > 0:
 		s := fmt.Sprintf("build %d waits for a slot: %s", b.ID, whyWaiting(env, b))
-		if running > 0 {
-			s = fmt.Sprintf("build %d runs in part (%s running, %d waiting): %s", b.ID, count(running, "task"), waiting, whyWaiting(env, b))
+		if len(live) > 0 {
+			s = fmt.Sprintf("build %d runs in part (%s running, %d waiting): %s", b.ID, count(len(live), "task"), waiting, whyWaiting(env, b))
 		}
 		return s
-	case running > 0:
-		s := fmt.Sprintf("build %d is running: %s on host %s, in %s since %s", b.ID, count(running, "task"), live.Host, live.Phase, live.PhaseAt)
-		if h, ok := v.Hosts.Get(live.Host); ok && h.Suspect {
-			s += fmt.Sprintf("; the host is %s: %s", h.Condition(), h.Why)
-		}
+	case len(live) > 0:
+		s := fmt.Sprintf("build %d is running: %s", b.ID, runningWords(env, live))
 		if b.Cancel {
 			s += "; it is being cancelled"
 		}
@@ -62,6 +63,60 @@ func whyBuild(env op.Env, b fleet.Build) string {
 	}
 	return fmt.Sprintf("build %d is exclusive and waits for proof that its attempt on host %s has ended (%s); \"build retry %d\" says that it has",
 		b.ID, held.Host, held.Why, b.ID)
+}
+
+// runningWords says where the attempts are and what they do.
+func runningWords(env op.Env, live []fleet.Attempt) string {
+	var hosts []string
+	var phases []fleet.Phase
+	for _, at := range live {
+		hosts, phases = append(hosts, string(at.Host)), append(phases, at.Phase)
+	}
+	hosts = slices.Compact(slices.Sorted(slices.Values(hosts)))
+	s := fmt.Sprintf("%s on %s, ", count(len(live), "task"), names(hosts))
+	if len(live) == 1 {
+		s += phaseWords(live[0].Phase, "its")
+		if d := env.Now.Sub(live[0].PhaseAt) / fleet.Second * fleet.Second; d > 0 {
+			s += " for " + d.String()
+		}
+	} else {
+		slices.SortFunc(phases, func(a, b fleet.Phase) int { return rank(b) - rank(a) })
+		var parts []string
+		for len(phases) > 0 {
+			n := 1
+			for n < len(phases) && phases[n] == phases[0] {
+				n++
+			}
+			which := strconv.Itoa(n)
+			if n == len(live) {
+				which = "all"
+			}
+			parts = append(parts, which+" "+phaseWords(phases[0], "their"))
+			phases = phases[n:]
+		}
+		s += strings.Join(parts, ", ")
+	}
+	for _, id := range hosts {
+		if h, ok := env.View.Hosts.Get(fleet.HostID(id)); ok && h.Suspect {
+			s += fmt.Sprintf("; host %s is %s: %s", id, h.Condition(), h.Why)
+		}
+	}
+	return s
+}
+
+// phaseWords says what an attempt does in a phase.
+func phaseWords(p fleet.Phase, whose string) string {
+	switch p {
+	case fleet.PhaseAssigned:
+		return "being handed over"
+	case fleet.PhaseSetup:
+		return "being set up"
+	case fleet.PhaseSteps:
+		return "in " + whose + " steps"
+	case fleet.PhaseUpload:
+		return "handing over the rest of " + whose + " output"
+	}
+	return "in " + string(p)
 }
 
 func whyQueued(env op.Env, b fleet.Build) string {
@@ -87,13 +142,40 @@ func whyQueued(env op.Env, b fleet.Build) string {
 	}
 	using := v.SlotsOf(b.Org)
 	if before > 0 || !queue.Fits(using, org.Slots, b.Unfinished()) {
-		s := fmt.Sprintf("org %q uses %d of the %d slots of its plan", b.Org, using, org.Slots)
+		s := fmt.Sprintf("org %q uses %d of the %d slots of its plan", b.Org, using, org.Slots) + stuckWords(v, b.Org)
 		if before > 0 {
 			s += fmt.Sprintf(", and %s of it %s before this one", count(before, "build"), isAre(before))
 		}
 		return s
 	}
 	return "it will be promoted in a moment"
+}
+
+// stuckWords names the pools in which builds of org hold slots of its plan and
+// wait for a host that is not there.
+func stuckWords(v *state.View, org fleet.OrgName) string {
+	var stuck []string
+	for _, p := range v.Pools.All() {
+		if v.DepthOf(p.Name) == 0 || poolRow(v, p).Ready > 0 {
+			continue
+		}
+		n := 0
+		for w := range v.Waiting.From(state.Waiting{Pool: p.Name, Priority: fleet.MaxPriority}) {
+			if w.Pool != p.Name {
+				break
+			}
+			if b, ok := v.Builds.Get(w.Build); ok && b.Org == org {
+				n++
+			}
+		}
+		if n > 0 {
+			stuck = append(stuck, fmt.Sprintf("%d in pool %q, which has no ready host", n, p.Name))
+		}
+	}
+	if len(stuck) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(stuck, "; ") + ")"
 }
 
 func isAre(n int) string {
@@ -117,7 +199,11 @@ func whyWaiting(env op.Env, b fleet.Build) string {
 	case row.Ready == 0 && row.Booting > 0:
 		return fmt.Sprintf("%s of pool %q %s booting and none is ready", count(row.Booting, "host"), b.Pool, isAre(row.Booting))
 	case row.Ready == 0 && row.Away > 0:
-		return fmt.Sprintf("pool %q has no ready host: %s cordoned, draining, suspect or lost", b.Pool, plural(row.Away, "is", "are"))
+		s := fmt.Sprintf("pool %q has no ready host: %s cordoned, draining, suspect or lost", b.Pool, plural(row.Away, "is", "are"))
+		if pool.HeldAt != 0 {
+			s += "; " + heldWords(pool)
+		}
+		return s
 	case row.Ready == 0:
 		return fmt.Sprintf("pool %q has no hosts (%d wanted)", b.Pool, pool.Size)
 	case freeSlots(v, b.Pool) == 0:

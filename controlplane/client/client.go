@@ -55,8 +55,17 @@ func answerWithin(n int) time.Duration { return min(2500*time.Millisecond<<min(n
 // number of goroutines at once.
 type Client struct {
 	cfg  Config
+	by   fleet.Principal // for whom; the bearer of the token when empty
 	http *http.Client
-	next atomic.Int64 // index of the address to try first
+	next *atomic.Int64 // index of the address to try first
+}
+
+// For returns a client that asks for p: for a bot, whose token may act for the
+// people of its surface. Both share their connections.
+func (c *Client) For(p fleet.Principal) *Client {
+	other := *c
+	other.by = p
+	return &other
 }
 
 // New checks the addresses. It calls nobody.
@@ -75,7 +84,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Retry == 0 {
 		cfg.Retry = DefaultRetry
 	}
-	c := &Client{cfg: cfg, http: cfg.HTTP}
+	c := &Client{cfg: cfg, http: cfg.HTTP, next: new(atomic.Int64)}
 	if c.http == nil {
 		c.http = &http.Client{Transport: &http.Transport{
 			DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
@@ -89,6 +98,7 @@ func New(cfg Config) (*Client, error) {
 type Options struct {
 	Key, Reason, Incident, Confirm string
 	DryRun                         bool
+	Stale                          bool // of a stream that leaves no entry: without a quorum, from whatever the node has
 }
 
 // Stale says how old a stale answer may be: the time since the node last heard
@@ -191,10 +201,17 @@ func (c *Client) Query(ctx context.Context, o *op.Op, args any, stale bool) (jso
 // Options are for a stream that leaves an entry.
 func (c *Client) Stream(ctx context.Context, o *op.Op, args any, opts ...Options) (io.ReadCloser, error) {
 	var res *http.Response
+	var with Options
+	if len(opts) > 0 {
+		with = opts[0]
+	}
 	if !o.Logged() {
 		q, err := o.Values(args)
 		if err != nil {
 			return nil, err
+		}
+		if with.Stale {
+			q.Set("stale", "true")
 		}
 		err = c.read(ctx, func(call call) (err error) {
 			res, err = c.open(call, http.MethodGet, "/v1/"+o.Path()+"?"+q.Encode(), nil, nil)
@@ -208,10 +225,6 @@ func (c *Client) Stream(ctx context.Context, o *op.Op, args any, opts ...Options
 	raw, err := o.Encode(args)
 	if err != nil {
 		return nil, err
-	}
-	var with Options
-	if len(opts) > 0 {
-		with = opts[0]
 	}
 	body, key, err := c.request(o, raw, with)
 	if err != nil {
@@ -364,6 +377,9 @@ func (c *Client) open(call call, method, path string, body []byte, header http.H
 	}
 	req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
 	req.Header.Set(api.HeaderVia, c.cfg.Via)
+	if c.by != "" {
+		req.Header.Set(api.HeaderFor, string(c.by))
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}

@@ -36,7 +36,9 @@ const (
 	flagFinal = 1
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// checksum is CRC-32C. The table is made at the first call, not whenever the
+// program starts.
+func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 func appendFrame(b []byte, c *Chunk) []byte {
 	begin := len(b)
@@ -51,7 +53,7 @@ func appendFrame(b []byte, c *Chunk) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(c.N))
 	b = binary.LittleEndian.AppendUint64(b, uint64(c.At))
 	b = append(b, c.Data...)
-	binary.LittleEndian.PutUint32(b[begin+4:], crc32.Checksum(b[begin+8:], castagnoli))
+	binary.LittleEndian.PutUint32(b[begin+4:], checksum(b[begin+8:]))
 	return b
 }
 
@@ -59,7 +61,7 @@ func appendFrame(b []byte, c *Chunk) []byte {
 // of b.
 func parseFrame(b []byte) (c Chunk, ok bool) {
 	if len(b) < frameHead || len(b) > maxFrame || int(binary.LittleEndian.Uint32(b)) != len(b) ||
-		binary.LittleEndian.Uint32(b[4:]) != crc32.Checksum(b[8:], castagnoli) {
+		binary.LittleEndian.Uint32(b[4:]) != checksum(b[8:]) {
 		return c, false
 	}
 	c = Chunk{
@@ -199,7 +201,7 @@ const removedRecord = 8 + 4
 
 func encodeRemoved(id fleet.AttemptID) []byte {
 	b := binary.LittleEndian.AppendUint64(make([]byte, 0, removedRecord), uint64(id))
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.LittleEndian.AppendUint32(b, checksum(b))
 }
 
 func readRemoved(path string) (map[fleet.AttemptID]bool, error) {
@@ -210,7 +212,7 @@ func readRemoved(path string) (map[fleet.AttemptID]bool, error) {
 	}
 	whole := 0
 	for ; len(b) >= removedRecord; b = b[removedRecord:] {
-		if crc32.Checksum(b[:8], castagnoli) != binary.LittleEndian.Uint32(b[8:]) {
+		if checksum(b[:8]) != binary.LittleEndian.Uint32(b[8:]) {
 			break
 		}
 		removed[fleet.AttemptID(binary.LittleEndian.Uint64(b))] = true

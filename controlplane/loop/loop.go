@@ -1,5 +1,5 @@
 // Package loop is what the leader does by itself: promote, dispatch, provision,
-// watch, deliver; a file a loop.
+// watch, deliver, retain; a file a loop.
 //
 // # Design
 //
@@ -50,6 +50,9 @@ const (
 	// with the next, and an action's line does not get in the way of the next
 	// action.
 	DeliverEvery = 50 * time.Millisecond
+	// RetainEvery is the pause between two lots that leave the state: nobody
+	// waits for it.
+	RetainEvery = time.Second
 )
 
 // Config is what the loops need of the node that they run on.
@@ -71,7 +74,7 @@ type Config struct {
 }
 
 // Decided says when each loop has last decided.
-type Decided struct{ at [5]atomic.Int64 }
+type Decided struct{ at [6]atomic.Int64 }
 
 // Ago returns how long ago the loop that decided longest ago did.
 func (d *Decided) Ago(now time.Time) time.Duration {
@@ -91,22 +94,24 @@ func Run(ctx context.Context, cfg Config) {
 	p := newProvisioner(cfg)
 	loops := []struct {
 		name fleet.Loop
+		rest time.Duration // after it has done something
 		step func(ctx context.Context, v *state.View) []state.Command
 	}{
-		{fleet.LoopPromote, func(_ context.Context, v *state.View) []state.Command { return Promote(cfg.Now(), v) }},
-		{fleet.LoopDispatch, func(_ context.Context, v *state.View) []state.Command { return Dispatch(cfg.Now(), v) }},
-		{fleet.LoopProvision, p.step},
-		{fleet.LoopWatch, func(ctx context.Context, v *state.View) []state.Command {
+		{fleet.LoopPromote, 0, func(_ context.Context, v *state.View) []state.Command { return Promote(cfg.Now(), v) }},
+		{fleet.LoopDispatch, 0, func(_ context.Context, v *state.View) []state.Command { return Dispatch(cfg.Now(), v) }},
+		{fleet.LoopProvision, 0, p.step},
+		{fleet.LoopWatch, 0, func(ctx context.Context, v *state.View) []state.Command {
 			return Watch(cfg.Now(), v, cfg.Listen(ctx, v))
 		}},
-		{fleet.LoopDeliver, func(_ context.Context, v *state.View) []state.Command { return Deliver(cfg.Now(), v) }},
+		{fleet.LoopDeliver, DeliverEvery, func(_ context.Context, v *state.View) []state.Command { return Deliver(cfg.Now(), v) }},
+		{fleet.LoopRetain, RetainEvery, func(_ context.Context, v *state.View) []state.Command { return Retain(cfg.Now(), v) }},
 	}
 	var decided Decided
 	var all sync.WaitGroup
 	for i, l := range loops {
 		decided.at[i].Store(time.Now().UnixNano())
 		all.Go(func() {
-			r := runner{cfg: cfg, name: l.name, step: l.step, decided: &decided.at[i]}
+			r := runner{cfg: cfg, name: l.name, rest: l.rest, step: l.step, decided: &decided.at[i]}
 			r.run(ctx)
 		})
 	}
@@ -135,6 +140,7 @@ func Run(ctx context.Context, cfg Config) {
 type runner struct {
 	cfg     Config
 	name    fleet.Loop
+	rest    time.Duration
 	step    func(ctx context.Context, v *state.View) []state.Command
 	decided *atomic.Int64
 }
@@ -148,8 +154,8 @@ func (r *runner) run(ctx context.Context) {
 			commands = nil
 		}
 		r.propose(ctx, v, commands)
-		if r.name == fleet.LoopDeliver && len(commands) > 0 {
-			pause(ctx, DeliverEvery)
+		if len(commands) > 0 {
+			pause(ctx, r.rest)
 		}
 		if ctx.Err() != nil {
 			return
@@ -161,6 +167,9 @@ func (r *runner) run(ctx context.Context) {
 }
 
 func pause(ctx context.Context, d time.Duration) {
+	if d == 0 {
+		return
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -12,7 +12,6 @@ import (
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/state"
 	"footplate/fleet"
-	"footplate/fleet/lease"
 	"footplate/fleet/provider"
 )
 
@@ -29,25 +28,24 @@ type Effects struct {
 	Forget    []fleet.LaunchID
 }
 
-// replacedWindow is for how long a replacement counts against the guard's
-// budget.
-const replacedWindow = fleet.Minute
-
 // Provision decides which hosts to launch, retire and end, so that each pool
 // has the size that it shall have.
 func Provision(now fleet.Time, v *state.View, listings []Listing) ([]state.Command, Effects) {
 	var out []state.Command
 	var fx Effects
 	held := guard(now, v)
+	i := -1
 	for _, p := range v.Pools.All() {
+		i++
 		if p.Provider == "none" {
 			continue
 		}
 		out = append(out, size(v, p)...)
-		out = append(out, retired(now, v, p, held)...)
+		out = append(out, hold(v, p, held[i])...)
+		out = append(out, retired(now, v, p, held[i].Held)...)
 	}
 	for _, l := range listings {
-		out = append(out, compare(v, l, &fx)...)
+		out = append(out, compare(now, v, l, &fx)...)
 	}
 	for id, l := range v.Launches.All() {
 		if l.State != fleet.LaunchWanted {
@@ -126,13 +124,13 @@ func rank(h fleet.Host) int {
 
 // retired ends the hosts of p that are retired and idle, those that never came
 // up, and those that are dead, as far as the guard allows.
-func retired(now fleet.Time, v *state.View, p fleet.Pool, held func(fleet.PoolName) (string, bool)) []state.Command {
+func retired(now fleet.Time, v *state.View, p fleet.Pool, held bool) []state.Command {
 	var idle, late, dead []fleet.HostID
 	for id, h := range v.Hosts.All() {
 		switch {
 		case h.Pool != p.Name || h.State == fleet.HostEnding:
 		case h.Lost:
-			if _, hold := held(p.Name); !hold {
+			if !held {
 				dead = append(dead, id)
 			}
 		case h.State == fleet.HostBooting && now.Sub(h.CreatedAt) > BootDeadline:
@@ -143,9 +141,9 @@ func retired(now fleet.Time, v *state.View, p fleet.Pool, held func(fleet.PoolNa
 	}
 	var out []state.Command
 	for _, e := range []catalog.HostEndArgs{
-		{Hosts: idle, Why: "it is retired and idle"},
-		{Hosts: late, Why: fmt.Sprintf("its agent was not heard within %s of the launch", BootDeadline)},
-		{Hosts: dead, Why: "it is silent, and is replaced", Dead: true},
+		{Hosts: idle, Why: "retired and idle"},
+		{Hosts: late, Why: fmt.Sprintf("not heard within %s of the launch", BootDeadline)},
+		{Hosts: dead, Why: "silent, and to be replaced", Dead: true},
 	} {
 		if len(e.Hosts) > 0 {
 			out = append(out, command(fleet.LoopProvision, catalog.HostEnd, e))
@@ -154,41 +152,11 @@ func retired(now fleet.Time, v *state.View, p fleet.Pool, held func(fleet.PoolNa
 	return out
 }
 
-// guard returns whether the hosts of a pool that are silent may be replaced:
-// when too many are, it is more likely that we are blind.
-func guard(now fleet.Time, v *state.View) func(fleet.PoolName) (why string, held bool) {
-	var pools []lease.PoolSilence
-	for _, p := range v.Pools.All() {
-		s := lease.PoolSilence{Pool: p.Name}
-		for _, h := range v.Hosts.All() {
-			switch {
-			case h.Pool != p.Name:
-			case h.Lost && p.Provider == "none":
-				// It left by itself, and nobody replaces it: it says nothing of the rest.
-			case h.State == fleet.HostReady:
-				s.Expected++
-				if h.Suspect || h.Lost {
-					s.Silent++
-				}
-			case h.State == fleet.HostEnding && h.Lost && now.Sub(h.JoinedAt) < replacedWindow:
-				s.Replaced++
-			}
-		}
-		pools = append(pools, s)
-	}
-	answers := lease.Guard(pools, lease.DefaultBudget())
-	return func(p fleet.PoolName) (string, bool) {
-		for _, a := range answers {
-			if a.Pool == p {
-				return a.Why, a.Held
-			}
-		}
-		return "", false
-	}
-}
+// pruneAtOnce bounds the launches that one command forgets.
+const pruneAtOnce = 500
 
 // compare holds our records against what a provider says.
-func compare(v *state.View, l Listing, fx *Effects) []state.Command {
+func compare(now fleet.Time, v *state.View, l Listing, fx *Effects) []state.Command {
 	var out []state.Command
 	seen := make([]fleet.LaunchID, 0, len(l.Instances))
 	for _, in := range l.Instances {
@@ -220,6 +188,15 @@ func compare(v *state.View, l Listing, fx *Effects) []state.Command {
 		if ok && rec.Provider == l.Provider && h.State == fleet.HostEnding && rec.State == fleet.LaunchDone && !slices.Contains(seen, h.Launch) {
 			out = append(out, command(fleet.LoopProvision, catalog.HostGone, catalog.HostGoneArgs{Host: id, Why: h.Why}))
 		}
+	}
+	var over []fleet.LaunchID
+	for id, rec := range v.Launches.All() {
+		if rec.Provider == l.Provider && catalog.Prunable(now, rec) && !slices.Contains(seen, id) && len(over) < pruneAtOnce {
+			over = append(over, id)
+		}
+	}
+	if len(over) > 0 {
+		out = append(out, command(fleet.LoopProvision, catalog.LaunchPrune, catalog.LaunchPruneArgs{Launches: over}))
 	}
 	return out
 }

@@ -6,6 +6,7 @@ import (
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/lease"
 )
 
 // Heard is what the leader knows of hosts beside the state: from its own ears,
@@ -40,7 +41,7 @@ const BootDeadline = 2 * fleet.Minute
 // overrides are over.
 func Watch(now fleet.Time, v *state.View, heard Heard) []state.Command {
 	var out []state.Command
-	var suspect, again []fleet.HostID
+	var suspect, again, doubt []fleet.HostID
 	for _, h := range heard.Hosts {
 		host, ok := v.Hosts.Get(h.Host)
 		if !ok || host.State != fleet.HostReady {
@@ -56,10 +57,15 @@ func Watch(now fleet.Time, v *state.View, heard Heard) []state.Command {
 			suspect = append(suspect, h.Host)
 		case !silent && host.Suspect && h.Known:
 			again = append(again, h.Host)
-		case h.Over && here >= pool.FenceAfter && !host.Lost:
+		case h.Over && here >= pool.FenceAfter+lease.Margin(pool.FenceAfter) && !host.Lost:
 			out = append(out, command(fleet.LoopWatch, catalog.HostLose, catalog.HostLoseArgs{
 				Host: h.Host, Boot: host.Boot, Incarnation: host.Incarnation, Why: h.Why,
 			}))
+		case host.Lost && !h.Over && pool.Provider != "none":
+			// To replace it takes the same testimony as to declare its attempts
+			// lost, and it must hold still: others may hear it again before this
+			// node does.
+			doubt = append(doubt, h.Host)
 		}
 		if silent && !host.Lost {
 			if ids := eager(v, h.Host); len(ids) > 0 {
@@ -72,6 +78,11 @@ func Watch(now fleet.Time, v *state.View, heard Heard) []state.Command {
 	if len(suspect) > 0 {
 		out = append(out, command(fleet.LoopWatch, catalog.HostSuspect, catalog.HostSuspectArgs{
 			Hosts: suspect, Why: "its agent is not heard",
+		}))
+	}
+	if len(doubt) > 0 {
+		out = append(out, command(fleet.LoopWatch, catalog.HostSuspect, catalog.HostSuspectArgs{
+			Hosts: doubt, Doubt: true, Why: "the nodes do not agree any more that it is silent",
 		}))
 	}
 	if len(again) > 0 {

@@ -96,7 +96,24 @@ type Result struct {
 // Caller is who asks.
 type Caller struct {
 	Principal fleet.Principal
-	Role      fleet.Role
+	Role      fleet.Role  // what Principal may do now; empty when it has none
+	Token     fleet.Token // that let the caller in; its Principal may act for Principal
+}
+
+// May returns why the caller may not run o, nil when it may.
+func (c Caller) May(o *Op) *fleet.Error {
+	switch {
+	case !c.Role.May(o.Role) && c.Role == "":
+		return fleet.Deniedf("%s may not run %q: that takes the role %s, and %s has none", c.Principal, o.Name, o.Role, c.Principal).
+			WithHint("ask an admin for: footplate access grant %s %s", c.Principal, o.Role)
+	case !c.Role.May(o.Role):
+		return fleet.Deniedf("%s may not run %q: that takes the role %s, and %s is %s", c.Principal, o.Name, o.Role, c.Principal, c.Role).
+			WithHint("ask somebody with the role %s", o.Role)
+	case o.Role != fleet.Anybody && !c.Token.Covers(o.Name):
+		return fleet.Deniedf("token %q is not good for %q, but for %s", c.Token.Name, o.Name, strings.Join(c.Token.Scope, ", ")).
+			WithHint("use another token")
+	}
+	return nil
 }
 
 // Env is what a query may look at.
@@ -107,6 +124,7 @@ type Env struct {
 	Caller Caller
 	Node   fleet.NodeID // that answers
 	World  World
+	Ops    *Registry
 }
 
 // World is what a query can see beside the state. The node that answers
@@ -219,6 +237,13 @@ func (o *Op) Logged() bool { return o.apply != nil }
 // normalizer is implemented by arguments that can be given in several ways: it
 // brings them to the one form that is logged.
 type normalizer interface{ Normalize() error }
+
+// redactor is implemented by arguments that hold secrets deeper than in a
+// parameter of their own: it replaces them by Redacted.
+type redactor interface{ Redact() }
+
+// Redacted stands in the record for a secret.
+const Redacted = "[redacted]"
 
 // validator is implemented by arguments that can be wrong in themselves.
 type validator interface{ Validate() error }
@@ -372,14 +397,14 @@ func (o *Op) Encode(args any) (json.RawMessage, error) {
 // Redact returns args, as the log has them, with the values of secret
 // parameters replaced.
 func (o *Op) Redact(args json.RawMessage) json.RawMessage {
-	secret := false
+	v := reflect.New(o.args)
+	own, secret := v.Interface().(redactor)
 	for _, p := range o.Params {
 		secret = secret || p.Secret
 	}
 	if !secret || len(args) == 0 {
 		return args
 	}
-	v := reflect.New(o.args)
 	if json.Unmarshal(args, v.Interface()) != nil {
 		return json.RawMessage(`"unreadable"`)
 	}
@@ -387,6 +412,9 @@ func (o *Op) Redact(args json.RawMessage) json.RawMessage {
 		if p.Secret {
 			redact(v.Elem().FieldByIndex(p.index))
 		}
+	}
+	if own != nil {
+		own.Redact()
 	}
 	b, err := json.Marshal(v.Interface())
 	if err != nil {
@@ -401,7 +429,7 @@ func redact(f reflect.Value) {
 	switch {
 	case f.IsZero():
 	case f.Kind() == reflect.String:
-		f.SetString("[redacted]")
+		f.SetString(Redacted)
 	case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.String:
 		for i := range f.Len() {
 			redact(f.Index(i))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/url"
 	"reflect"
@@ -39,21 +40,43 @@ type Param struct {
 
 var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 
-func paramsOf(t reflect.Type) []Param {
-	var out []Param
-	for _, f := range reflect.VisibleFields(t) {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if f.Anonymous || name == "" || name == "-" {
+// paramsOf reads the parameters of every operation each time that the program
+// starts, the shortest command too: so it goes through each tag once.
+func paramsOf(t reflect.Type) []Param { return appendParams(make([]Param, 0, t.NumField()), t, nil) }
+
+func appendParams(out []Param, t reflect.Type, at []int) []Param {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		index := append(slices.Clip(at), i)
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			out = appendParams(out, f.Type, index)
 			continue
 		}
-		p := Param{
-			Name: name, Flag: f.Tag.Get("flag"), Arg: f.Tag.Get("arg"), Help: f.Tag.Get("help"),
-			Default: f.Tag.Get("default"), Complete: f.Tag.Get("complete"),
-			Required: f.Tag.Get("required") == "true", Secret: f.Tag.Get("secret") == "true",
-			index: f.Index,
+		p := Param{index: index}
+		for key, value := range tags(string(f.Tag)) {
+			switch key {
+			case "json":
+				p.Name, _, _ = strings.Cut(value, ",")
+			case "flag":
+				p.Flag = value
+			case "arg":
+				p.Arg = value
+			case "help":
+				p.Help = value
+			case "default":
+				p.Default = value
+			case "complete":
+				p.Complete = value
+			case "enum":
+				p.Enum = strings.Split(value, ",")
+			case "required":
+				p.Required = value == "true"
+			case "secret":
+				p.Secret = value == "true"
+			}
 		}
-		if e := f.Tag.Get("enum"); e != "" {
-			p.Enum = strings.Split(e, ",")
+		if p.Name == "" || p.Name == "-" {
+			continue
 		}
 		ft := f.Type
 		if ft.Kind() == reflect.Slice && ft.Elem().Kind() != reflect.Uint8 && p.Flag+p.Arg != "" {
@@ -84,6 +107,33 @@ func paramsOf(t reflect.Type) []Param {
 	return out
 }
 
+// tags yields the keys and values of a struct tag, which go vet has checked.
+func tags(tag string) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for tag != "" {
+			key, rest, ok := strings.Cut(strings.TrimLeft(tag, " "), `:"`)
+			end := 0
+			for end < len(rest) && rest[end] != '"' {
+				if rest[end] == '\\' {
+					end++
+				}
+				end++
+			}
+			if !ok || end >= len(rest) {
+				return
+			}
+			value := rest[:end]
+			if strings.Contains(value, `\`) {
+				value, _ = strconv.Unquote(`"` + value + `"`)
+			}
+			if !yield(key, value) {
+				return
+			}
+			tag = rest[end+1:]
+		}
+	}
+}
+
 // Placeholder is how usage and errors name the parameter.
 func (p Param) Placeholder() string {
 	switch {
@@ -95,6 +145,22 @@ func (p Param) Placeholder() string {
 		return "--" + p.Flag
 	}
 	return p.Name
+}
+
+// Value is how usage names what a flag takes: the noun that it names, one of a
+// few words, or its type.
+func (p Param) Value() string {
+	switch {
+	case len(p.Enum) > 0:
+		return strings.ToUpper(p.Flag) // its words are in the help
+	case p.Complete != "":
+		return strings.ToUpper(p.Complete)
+	case p.Type == "object":
+		return "FILE"
+	case p.Type == "string":
+		return "TEXT"
+	}
+	return strings.ToUpper(p.Type)
 }
 
 // set gives the parameter its values in args, a struct.
@@ -279,7 +345,7 @@ func (o *Op) Usage() string {
 		}
 		s := "--" + p.Flag
 		if !p.Bool {
-			s += " " + strings.ToUpper(p.Type)
+			s += " " + p.Value()
 		}
 		if !p.Required {
 			s = "[" + s + "]"

@@ -58,25 +58,21 @@ func (r *Registry) Apply(st *state.State, index uint64, b state.Batch, skip []in
 		if err != nil {
 			return out, err
 		}
-		outcome, entry := r.located(st, o, c, i, slices.Contains(skip, i))
-		out.Outcomes[i] = outcome
-		if entry != nil {
-			out.Entries = append(out.Entries, *entry)
-		}
+		out.Outcomes[i] = r.located(st, o, c, i, slices.Contains(skip, i), &out.Entries)
 	}
 	return out, nil
 }
 
 // located is one, and says of a panic which command of the log it was: a person
 // must name it to step over it.
-func (r *Registry) located(st *state.State, o *Op, c *state.Command, i int, skipped bool) (state.Outcome, *fleet.Entry) {
+func (r *Registry) located(st *state.State, o *Op, c *state.Command, i int, skipped bool, entries *[]fleet.Entry) state.Outcome {
 	defer func() {
 		if p := recover(); p != nil {
 			panic(fmt.Sprintf("command %d, %s by %s: %v (to step over it, start every node with --skip-command %d/%d)",
 				i, c.Op, c.By, p, st.Index, i))
 		}
 	}()
-	return r.one(st, o, c, skipped, (*fleet.Entry).Seal)
+	return r.one(st, o, c, skipped, entries)
 }
 
 // logged returns the operation of a command in the log.
@@ -93,31 +89,59 @@ func (r *Registry) logged(index uint64, c *state.Command) (*Op, error) {
 	return o, nil
 }
 
-// Rehearse does on st, a scratch state on which Begin was called, what Apply
-// would do with c, to find out whether Apply would fail or panic. The entries
-// are not sealed: nobody sees them.
+// Rehearse runs c on st, a scratch state on which Begin was called, to find out
+// whether Apply would fail or panic. What is the same for every operation, the
+// entry and the key, is left out: nobody sees it.
 func (r *Registry) Rehearse(st *state.State, c *state.Command) error {
 	o, err := r.logged(st.Index, c)
-	if err == nil {
-		r.one(st, o, c, false, func(*fleet.Entry, string) {})
+	if err == nil && c.Refusal == nil {
+		res, err := o.run(st, c)
+		_ = o.outcome(res, err)
 	}
 	return err
 }
 
-// one applies one command, and writes its entry in the same step. seal puts the
-// entry into the chain.
-func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool, seal func(e *fleet.Entry, prev string)) (state.Outcome, *fleet.Entry) {
+// run does what the operation does, on what the leader saw.
+func (o *Op) run(st *state.State, c *state.Command) (res Result, err error) {
+	err = st.Do(c.By, func(tx *state.Tx) error {
+		for _, s := range c.Saw {
+			if v, ok := st.VersionOf(s.Table, s.Key); !ok || v != s.Version {
+				return changedSince(s)
+			}
+		}
+		var err error
+		res, err = o.apply(tx, Meta{At: st.Clock, By: c.By, Role: c.Role, Via: c.Via, Reason: c.Reason, Index: st.Index}, c.Args)
+		return err
+	})
+	return res, err
+}
+
+// outcome is what the caller is told.
+func (o *Op) outcome(res Result, err error) state.Outcome {
+	out := state.Outcome{Text: res.Text, Err: fleet.AsError(err)}
+	if res.Data != nil {
+		raw, jerr := json.Marshal(res.Data)
+		if jerr != nil {
+			panic(fmt.Sprintf("op: result of %s cannot be encoded: %v", o.Name, jerr))
+		}
+		out.Result = raw
+	}
+	return out
+}
+
+// one applies one command, and writes its entry in the same step.
+func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool, entries *[]fleet.Entry) state.Outcome {
 	keyID, argsHash := "", ""
 	if c.Key != "" {
 		keyID, argsHash = string(c.By)+"\x00"+c.Key, hashArgs(c)
 		if known, ok := st.Keys.Get(keyID); ok {
 			if known.Args != argsHash {
-				return state.Outcome{Err: fleet.Conflictf("key %q was used for another command (%s)", c.Key, known.Op).
-					WithHint("use a new key")}, nil
+				err := fleet.Conflictf("key %q was used for another command (%s)", c.Key, known.Op).WithHint("use a new key")
+				return state.Outcome{Err: err, Entry: r.record(st, o, c, fleet.EntryFailed, Result{}, err, entries)}
 			}
 			again := known.Outcome
 			again.Duplicate = true
-			return again, nil
+			return again
 		}
 	}
 
@@ -135,47 +159,28 @@ func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool, s
 		outcome = fleet.EntryFailed
 		err = fleet.Conflictf("%s was decided in term %d; now is term %d", o.Name, c.Term, st.Term)
 	default:
-		err = st.Do(c.By, func(tx *state.Tx) error {
-			for _, s := range c.Saw {
-				if v, ok := st.VersionOf(s.Table, s.Key); !ok || v != s.Version {
-					return changedSince(s)
-				}
-			}
-			var err error
-			res, err = o.apply(tx, Meta{At: st.Clock, By: c.By, Role: c.Role, Via: c.Via, Reason: c.Reason, Index: st.Index}, c.Args)
-			return err
-		})
+		res, err = o.run(st, c)
 		if err != nil {
 			outcome = fleet.EntryFailed
 		}
 	}
 
-	out := state.Outcome{Text: res.Text, Err: fleet.AsError(err)}
-	if res.Data != nil {
-		raw, jerr := json.Marshal(res.Data)
-		if jerr != nil {
-			panic(fmt.Sprintf("op: result of %s cannot be encoded: %v", o.Name, jerr))
-		}
-		out.Result = raw
-	}
-	entry := r.record(st, o, c, outcome, res, out.Err, seal)
-	if entry != nil {
-		out.Entry = entry.N
-	}
+	out := o.outcome(res, err)
+	out.Entry = r.record(st, o, c, outcome, res, out.Err, entries)
 	if keyID != "" && outcome != fleet.EntryRefused {
 		st.Remember(state.Remembered{ID: keyID, Op: c.Op, Args: argsHash, At: st.Clock, Outcome: out})
 	}
-	return out, entry
+	return out
 }
 
-// record writes the audit entry of a command and puts it into the outbox; nil
+// record writes the audit entry of a command and puts it into the outbox; 0
 // when the command leaves none.
-func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome fleet.EntryOutcome, res Result, err *fleet.Error, seal func(e *fleet.Entry, prev string)) *fleet.Entry {
+func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome fleet.EntryOutcome, res Result, err *fleet.Error, entries *[]fleet.Entry) fleet.EntryNo {
 	if o.Record != Audit && outcome != fleet.EntrySkipped {
-		return nil
+		return 0
 	}
 	if o.Kind == KindInternal && (res.Quiet || outcome == fleet.EntryFailed) {
-		return nil
+		return 0
 	}
 	count := 0
 	if outcome == fleet.EntryRefused {
@@ -184,7 +189,7 @@ func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome flee
 		if ok && known.At.Add(state.RefusalWindow) > st.Clock {
 			known.Count++
 			st.Refusals.Put(id, known)
-			return nil
+			return 0
 		}
 		count = known.Count
 		st.Refusals.Put(id, state.Refusals{At: st.Clock})
@@ -195,13 +200,14 @@ func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome flee
 		text, code = err.Msg, err.Code
 	}
 	st.Entry++
-	e := fleet.Entry{
+	*entries = append(*entries, fleet.Entry{
 		N: st.Entry, Index: st.Index, At: st.Clock,
 		By: c.By, ApprovedBy: c.ApprovedBy, Role: c.Role, Via: c.Via, Op: c.Op, Key: c.Key,
 		Args: o.Redact(c.Args), Reason: c.Reason, Incident: c.Incident, Plan: c.Plan,
 		Outcome: outcome, Code: code, Text: text, Count: count, Salt: c.Salt,
-	}
-	seal(&e, st.Head)
+	})
+	e := &(*entries)[len(*entries)-1]
+	e.Seal(st.Head)
 	st.Head = e.Hash
 
 	show := o.Show
@@ -217,11 +223,11 @@ func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome flee
 			N: st.Parcel, Entry: e.N, Show: show,
 			Line: state.Line{
 				At: e.At, By: e.By, Via: e.Via, Op: e.Op, Outcome: e.Outcome,
-				Text: e.Text, Reason: e.Reason, First: e.N, Last: e.N, Count: 1,
+				Text: e.Text, Reason: e.Reason, First: e.N, Last: e.N, Count: 1, Group: show == state.ShowGroup,
 			},
 		})
 	}
-	return &e
+	return e.N
 }
 
 func hashArgs(c *state.Command) string {
@@ -252,11 +258,7 @@ func (r *Registry) DryRun(st *state.State, c *state.Command) (plan *fleet.Plan, 
 	}
 	st.Begin(st.Index, st.Clock)
 	on = st.Written(func() {
-		err = st.Do(c.By, func(tx *state.Tx) error {
-			var err error
-			res, err = o.apply(tx, Meta{At: st.Clock, By: c.By, Role: c.Role, Via: c.Via, Reason: c.Reason, Index: st.Index}, c.Args)
-			return err
-		})
+		res, err = o.run(st, c)
 	})
 	if err != nil {
 		return nil, nil, Result{}, err

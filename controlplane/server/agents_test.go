@@ -10,6 +10,7 @@ import (
 
 	"footplate/controlplane/api"
 	"footplate/controlplane/catalog"
+	"footplate/controlplane/order"
 	"footplate/fleet"
 	"footplate/fleet/lease"
 )
@@ -84,11 +85,8 @@ func TestSyncJoinsAndOrders(t *testing.T) {
 		t.Fatalf("reply %+v", r)
 	}
 	leader := w.nodes[0].server
-	if at, to, ok := leader.Delivered(id); !ok || at == 0 || to != 1 {
-		t.Fatalf("delivered %d to %d, %v", at, to, ok)
-	}
-	if s, ok := leader.LastSync("h1", id); !ok || s.Lists || s.Incarnation != 1 || s.Stamp != q.Stamp {
-		t.Fatalf("last sync %+v", s)
+	if d, ok := leader.delivered(id); !ok || d.First == 0 || d.Last != d.First {
+		t.Fatalf("delivered %+v, %v", d, ok)
 	}
 
 	// The agent holds it: it is no order any more, and its phases are taken.
@@ -97,9 +95,6 @@ func TestSyncJoinsAndOrders(t *testing.T) {
 	r = n.synced(q)
 	if len(r.Start) != 0 || w.attempt(id).Phase != fleet.PhaseSteps {
 		t.Fatalf("reply %+v, attempt %+v", r, w.attempt(id))
-	}
-	if s, _ := leader.LastSync("h1", id); !s.Lists {
-		t.Fatalf("last sync %+v", s)
 	}
 
 	// Its end is taken, and may then be forgotten.
@@ -136,11 +131,15 @@ func TestSyncIsHeldOpenUntilThereIsSomethingToSay(t *testing.T) {
 }
 
 // heardSeq returns the number of the newest sync that the first node heard.
-func (w *world) heardSeq(host fleet.HostID) uint64 {
-	a := w.nodes[0].server.agents
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.heard[host].seq
+func (w *world) heardSeq(host fleet.HostID) (seq uint64) {
+	w.nodes[0].server.Book(func(b *order.Book) { seq, _ = b.Heard(host) })
+	return seq
+}
+
+// delivered says when the leader gave an attempt to its host.
+func (s *Server) delivered(id fleet.AttemptID) (d order.Delivery, ok bool) {
+	s.Book(func(b *order.Book) { d, ok = b.Delivered(id) })
+	return d, ok
 }
 
 func TestSyncEndsWithoutNewsInTimeForAnOrder(t *testing.T) {
@@ -154,7 +153,7 @@ func TestSyncEndsWithoutNewsInTimeForAnOrder(t *testing.T) {
 	if r := n.synced(q); r.Known != q.Known || len(r.Start) != 0 {
 		t.Fatalf("%+v", r)
 	}
-	if took := time.Since(begun); took < syncHold-100*time.Millisecond || took > lease.StartWindow.Std() {
+	if took := time.Since(begun); took < api.SyncHold.Std()-100*time.Millisecond || took > lease.StartWindow.Std() {
 		t.Fatalf("held open for %s", took)
 	}
 	// An order that was missed comes again well within the start window.
@@ -164,7 +163,7 @@ func TestSyncEndsWithoutNewsInTimeForAnOrder(t *testing.T) {
 	if r := n.synced(q); len(r.Start) != 1 {
 		t.Fatalf("%+v", r)
 	}
-	if took := time.Since(begun); took > 2*orderHold {
+	if took := time.Since(begun); took > 2*order.Hold.Std() {
 		t.Fatalf("an order was held back for %s", took)
 	}
 }
@@ -180,15 +179,13 @@ func TestOrderIsNotOfferedForEver(t *testing.T) {
 	if r := n.synced(q); len(r.Start) != 1 {
 		t.Fatalf("%+v", r)
 	}
-	first, _, _ := n.server.Delivered(id)
 	n.mono.Add(9 * 1e9)
 	q.Seq = 3
 	if r := n.synced(q); len(r.Start) != 1 {
 		t.Fatalf("%+v", r)
 	}
-	again, _, _ := n.server.Delivered(id)
-	if again.Sub(first) != 9*fleet.Second {
-		t.Fatalf("delivered at %d, and again at %d", first, again)
+	if d, _ := n.server.delivered(id); d.Last.Sub(d.First) != 9*fleet.Second {
+		t.Fatalf("delivered %+v", d)
 	}
 	n.mono.Add(2 * 1e9)
 	q.Seq = 4
@@ -199,24 +196,34 @@ func TestOrderIsNotOfferedForEver(t *testing.T) {
 	n.mono.Add(6 * 1e9)
 	q.Seq, q.Stamp = 5, n.synced(q).Stamp
 	n.synced(q)
-	// Now it may be given elsewhere, by the rule of the lease, and stays so.
-	s, ok := n.server.LastSync("h1", id)
-	at, to, _ := n.server.Delivered(id)
-	if !ok || !lease.MayReassign(at, to, w.term, s) {
-		t.Fatalf("%+v, delivered at %d to %d", s, at, to)
+	// Now it may be given elsewhere, by the rule of the lease.
+	w.mu.Lock()
+	w.clock = w.clock.Add(fleet.Minute)
+	w.mu.Unlock()
+	w.run("org set other --slots 1") // a view with that clock
+	if got := n.unstarted(); !cmp.Equal(got, []fleet.AttemptID{id}) {
+		t.Fatalf("%v", got)
 	}
 	// A new term knows nothing of it: it is offered again.
 	w.lead("n1")
-	if _, _, ok := n.server.Delivered(id); ok {
-		t.Fatal("the new term remembers a delivery of the old one")
-	}
-	if _, ok := n.server.LastSync("h1", id); ok {
+	if got := n.unstarted(); len(got) != 0 {
 		t.Fatal("the new term remembers a sync of the old one")
+	}
+	if _, ok := n.server.delivered(id); ok {
+		t.Fatal("the new term remembers a delivery of the old one")
 	}
 	q.Seq = 6
 	if r := n.synced(q); len(r.Start) != 1 {
 		t.Fatalf("%+v", r)
 	}
+}
+
+// unstarted are the attempts that a node, which leads, gives elsewhere.
+func (n *node) unstarted() (ids []fleet.AttemptID) {
+	n.server.Book(func(b *order.Book) {
+		ids = b.Listen(n.view.Load(), func(fleet.Host) (fleet.Duration, bool) { return 0, true }).Unstarted
+	})
+	return ids
 }
 
 func TestSyncCancelsKillsAndForgets(t *testing.T) {
@@ -360,7 +367,7 @@ func TestSyncWithoutProofGivesNoOrder(t *testing.T) {
 	q.Seq = 2
 	n.sendSync(q).problem(503, fleet.CodeUnavailable)
 	n.cutOff.Store(false)
-	if _, _, ok := n.server.Delivered(id); ok {
+	if _, ok := n.server.delivered(id); ok {
 		t.Fatal("an order was delivered without proof of office")
 	}
 }

@@ -36,6 +36,16 @@ type Caller struct {
 	token string // its hash
 }
 
+// saw lists what the caller's right rests on: a token or a role that is taken
+// away meanwhile wins.
+func (c Caller) saw(v *state.View) []state.Seen {
+	saw := []state.Seen{{Table: "tokens", Key: c.token, Version: v.Tokens.Version(c.token)}}
+	if c.Principal != c.Token.Principal && c.Token.Surface != "" {
+		saw = append(saw, state.Seen{Table: "grants", Key: string(c.Principal), Version: v.Grants.Version(c.Principal)})
+	}
+	return saw
+}
+
 // The bounds of what comes with an operation.
 const (
 	maxKey    = 200
@@ -48,7 +58,10 @@ func (d *Door) Authenticate(secret string) (Caller, error) {
 	v := d.cfg.View()
 	hash := hashSecret(secret)
 	if t, ok := v.Tokens.Get(hash); ok && secret != "" {
-		return Caller{op.Caller{Principal: t.Principal, Role: t.Role}, hash}, nil
+		if t.Expired(d.cfg.Now()) {
+			return d.stranger("token %q has expired on %s", t.Name, t.ExpiresAt)
+		}
+		return Caller{op.Caller{Principal: t.Principal, Role: t.Role, Token: t}, hash}, nil
 	}
 	if subtle.ConstantTimeCompare([]byte(hash), []byte(hashSecret(d.cfg.NodeToken))) == 1 {
 		return Caller{op.Caller{Principal: "nodes", Role: fleet.System}, hash}, nil
@@ -57,21 +70,45 @@ func (d *Door) Authenticate(secret string) (Caller, error) {
 		return Caller{}, fleet.Unavailablef("node %s has not been told of the cluster's tokens yet: nothing was done", d.cfg.Node).
 			WithHint("try again in a few seconds")
 	}
-	d.metrics.unauthenticated.Inc()
-	e := fleet.Deniedf("the token is not known")
 	if secret == "" {
-		e = fleet.Deniedf("the request has no token")
+		return d.stranger("the request has no token")
 	}
-	return Caller{}, &statusError{e.WithHint("set FOOTPLATE_TOKEN, or give --token"), http.StatusUnauthorized}
+	return d.stranger("the token is not known")
 }
 
-// caller authenticates a request by its Authorization header.
+func (d *Door) stranger(format string, args ...any) (Caller, error) {
+	d.metrics.unauthenticated.Inc()
+	return Caller{}, &statusError{fleet.Deniedf(format, args...).WithHint("set FOOTPLATE_TOKEN, or give --token"), http.StatusUnauthorized}
+}
+
+// actingFor returns p as the caller for whom c, a bot, asks: with the role that
+// p was granted, and at most the bot's own.
+func (d *Door) actingFor(c Caller, p fleet.Principal) (Caller, error) {
+	if !c.Token.ActsFor(p) {
+		return Caller{}, fleet.Deniedf("token %q may not act for %s", c.Token.Name, p).
+			WithHint("make a token for that: footplate access token create NAME --surface SURFACE")
+	}
+	if err := fleet.CheckPrincipal(p); err != nil {
+		return Caller{}, err
+	}
+	c.Principal, c.Role = p, ""
+	if g, ok := d.cfg.View().Grants.Get(p); ok && g.Holds(d.cfg.Now()) {
+		c.Role = g.Role.Below(c.Token.Role)
+	}
+	return c, nil
+}
+
+// caller authenticates a request by its headers.
 func (d *Door) caller(r *http.Request) (Caller, error) {
 	scheme, secret, ok := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
 		secret = ""
 	}
-	return d.Authenticate(strings.TrimSpace(secret))
+	c, err := d.Authenticate(strings.TrimSpace(secret))
+	if p := r.Header.Get(api.HeaderFor); p != "" && err == nil {
+		return d.actingFor(c, fleet.Principal(p))
+	}
+	return c, err
 }
 
 // MintKey returns a new key for a command.
@@ -98,15 +135,6 @@ func check(q *api.Request) error {
 	return nil
 }
 
-// forbidden returns why the role of c does not allow o, nil when it does.
-func forbidden(c Caller, o *op.Op) *fleet.Error {
-	if c.Role.May(o.Role) {
-		return nil
-	}
-	e := fleet.Deniedf("%s may not run %q: that takes the role %s, and %s is %s", c.Principal, o.Name, o.Role, c.Principal, c.Role)
-	return e.WithHint("ask somebody with the role %s", o.Role)
-}
-
 // Do runs an operation that is logged, on the leader: elsewhere it fails with
 // CodeUnavailable. An error of the operation itself comes back as it was raised.
 func (d *Door) Do(ctx context.Context, c Caller, o *op.Op, q api.Request) (api.Reply, error) {
@@ -131,7 +159,7 @@ func (d *Door) Do(ctx context.Context, c Caller, o *op.Op, q api.Request) (api.R
 		Key: q.Key, Op: o.Name, Ver: o.Version(), By: c.Principal, Role: c.Role, Via: q.Via,
 		Reason: q.Reason, Incident: q.Incident, Salt: randomHex(16), Args: raw,
 	}
-	if no := forbidden(c, o); no != nil {
+	if no := c.May(o); no != nil {
 		d.metrics.refusals.WithLabelValues(o.Name).Inc()
 		if q.DryRun {
 			return api.Reply{}, no
@@ -149,8 +177,7 @@ func (d *Door) Do(ctx context.Context, c Caller, o *op.Op, q api.Request) (api.R
 			return api.Reply{}, err
 		}
 	}
-	// A token that is revoked meanwhile wins.
-	cmd.Saw = append(cmd.Saw, state.Seen{Table: "tokens", Key: c.token, Version: view.Tokens.Version(c.token)})
+	cmd.Saw = append(cmd.Saw, c.saw(view)...)
 	out, err := d.cfg.Replica.Propose(ctx, false, cmd)
 	if err != nil {
 		return api.Reply{}, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -64,7 +65,10 @@ type node struct {
 	cutOff atomic.Bool
 	beats  atomic.Int64
 	deaf   atomic.Bool // acknowledges no beat
-	put    struct {
+	// Troubles that the node tells of itself.
+	halted, clockNote atomic.Bool
+	archived          atomic.Uint64 // newest entry in its archive; all when 0, else it cannot write
+	put               struct {
 		sync.Mutex
 		chunks []api.Chunk
 	}
@@ -141,7 +145,20 @@ func (w *world) add(id fleet.NodeID) *node {
 			return out, nil
 		},
 		Status: func() api.PeerStatus {
-			return api.PeerStatus{Node: id, Cluster: testCluster, Role: "follower", Applied: w.view.Load().Index}
+			st := api.PeerStatus{Node: id, Cluster: testCluster, Role: "follower", Applied: w.view.Load().Index, Archive: w.view.Load().Entry}
+			if n.halted.Load() {
+				st.Role = halted
+			}
+			if a := n.archived.Load(); a != 0 {
+				st.Archive = fleet.EntryNo(a)
+			}
+			return st
+		},
+		ArchiveErr: func() error {
+			if n.archived.Load() != 0 {
+				return errors.New("no space left on device")
+			}
+			return nil
 		},
 		Join: func(_ context.Context, j api.Join) error {
 			_, err := n.Propose(context.Background(), false, w.command(catalog.NodeJoin, catalog.NodeJoinArgs{Node: j.Node, API: j.API, Raft: j.Raft}))
@@ -340,6 +357,9 @@ func (n *node) VerifyEntries(context.Context) (int, error) { return len(n.record
 func (n *node) Cluster(context.Context) op.Cluster {
 	leader, _ := n.Leader()
 	c := op.Cluster{Node: n.id, Leader: leader}
+	if n.clockNote.Load() {
+		c.ClockNote = "the wall clocks are an hour ahead"
+	}
 	for _, o := range n.nodes {
 		row := op.ClusterNode{Node: o.id, Role: "follower", API: o.http.URL}
 		if n.cutOff.Load() && o != n {

@@ -2,12 +2,15 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -101,18 +104,18 @@ func (s *Server) noLeader(ctx context.Context) *fleet.Error {
 	}
 	if len(nodes) > 1 && reached <= len(nodes)/2 {
 		return fleet.Unavailablef("node %s is cut off: it reaches %d of %d nodes; nothing was done", s.cfg.Node, reached, len(nodes)).
-			WithHint("ask another node, or read with --stale")
+			WithHint("ask another node")
 	}
 	if leader, _ := s.cfg.Replica.Leader(); leader != "" {
 		return fleet.Unavailablef("node %s leads, but is not ready yet: nothing was done", leader).WithHint("try again in a few seconds")
 	}
-	return fleet.Unavailablef("there is no leader at the moment: nothing was done").WithHint("try again in a few seconds, or read with --stale")
+	return fleet.Unavailablef("there is no leader at the moment: nothing was done").WithHint("try again in a few seconds")
 }
 
 // fresh returns when this node has applied everything that was acknowledged,
 // anywhere, before the call.
 func (s *Server) fresh(ctx context.Context, r *http.Request) error {
-	return s.atLeader(ctx, r, "", s.cfg.Replica.ReadIndex, func(ctx context.Context, at leaderAt) error {
+	err := s.atLeader(ctx, r, "", s.cfg.Replica.ReadIndex, func(ctx context.Context, at leaderAt) error {
 		// A leader that has died without a word must not cost all of the patience.
 		call, cancel := context.WithTimeout(ctx, leaderWait)
 		defer cancel()
@@ -127,21 +130,27 @@ func (s *Server) fresh(ctx context.Context, r *http.Request) error {
 			err = problemOf(res)
 		}
 		if err != nil {
-			return fleet.Unavailablef("the leader %s does not answer: %s", at.node, err).WithHint("try again in a few seconds, or read with --stale")
+			return fleet.Unavailablef("the leader %s does not answer: %s", at.node, err).WithHint("try again in a few seconds")
 		}
 		defer res.Body.Close()
 		var got peerIndex
 		if err := json.NewDecoder(res.Body).Decode(&got); err != nil {
-			return fleet.Unavailablef("the leader %s does not answer: %s", at.node, err).WithHint("try again in a few seconds, or read with --stale")
+			return fleet.Unavailablef("the leader %s does not answer: %s", at.node, err).WithHint("try again in a few seconds")
 		}
 		if got.Index == 0 {
 			return nil
 		}
 		if _, err := s.cfg.World.WaitView(ctx, got.Index-1); err != nil {
-			return fleet.Unavailablef("node %s is behind the leader", s.cfg.Node).WithHint("ask another node, or read with --stale")
+			return fleet.Unavailablef("node %s is behind the leader", s.cfg.Node).WithHint("ask another node")
 		}
 		return nil
 	})
+	// What reads has a way out that nothing else has.
+	var e *fleet.Error
+	if errors.As(err, &e) && e.Code == fleet.CodeUnavailable && !strings.Contains(e.Hint, "--stale") {
+		return fleet.Unavailablef("%s", e.Msg).WithHint("%s, or read with --stale", cmp.Or(e.Hint, "try again"))
+	}
+	return err
 }
 
 // ask passes a command on to the leader, and reads its answer.
@@ -177,7 +186,7 @@ func (s *Server) send(ctx context.Context, l *lane, r *http.Request, at leaderAt
 	if err != nil {
 		return nil, fmt.Errorf("pass on to node %s: %w", at.node, err)
 	}
-	for _, h := range []string{"Authorization", api.HeaderVia} {
+	for _, h := range []string{"Authorization", api.HeaderVia, api.HeaderFor} {
 		if v := r.Header.Get(h); v != "" {
 			req.Header.Set(h, v)
 		}

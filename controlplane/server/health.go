@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"fmt"
 	"net/http"
 
 	"footplate/fleet"
@@ -17,6 +19,8 @@ type health struct {
 	Role   string       `json:"role"`
 	Leader fleet.NodeID `json:"leader,omitempty"`
 	Why    string       `json:"why,omitempty"`
+	// Notes are what somebody should look at although requests are answered.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // healthz says that the process is up.
@@ -37,10 +41,25 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 	case contact > readyAfter:
 		h.Why = "the node has not heard its leader for " + contact.String()
 	}
+	h.Notes = s.notes(r.Context())
 	status := http.StatusOK
 	if h.Why != "" {
 		h.Status, status = "not ready", http.StatusServiceUnavailable
 	}
 	w.Header().Set("Content-Type", "application/json")
 	s.write(w, status, h)
+}
+
+// notes says what is wrong with this node that is no reason to send requests to
+// another: where every disk is full, the tools must answer all the same.
+func (s *Server) notes(ctx context.Context) []string {
+	var out []string
+	if s.cfg.ArchiveErr != nil && s.cfg.ArchiveErr() != nil {
+		out = append(out, fmt.Sprintf("the audit archive cannot be written, and %d entries wait in memory: the log of node %s says why",
+			archiveBehind(s.cfg.View(), s.cfg.Status().Archive), s.cfg.Node))
+	}
+	if note := s.cfg.World.Cluster(ctx).ClockNote; note != "" {
+		out = append(out, note)
+	}
+	return out
 }

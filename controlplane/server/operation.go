@@ -202,12 +202,12 @@ func (s *Server) env(ctx context.Context, w http.ResponseWriter, r *http.Request
 	if err != nil {
 		return op.Env{}, err
 	}
-	if no := forbidden(c, o); no != nil {
+	if no := c.May(o); no != nil {
 		s.metrics.refusals.WithLabelValues(o.Name).Inc()
 		return op.Env{}, no
 	}
 	return op.Env{
-		View: s.cfg.View(), Now: s.cfg.Now(), Stale: stale, Caller: c.Caller, Node: s.cfg.Node, World: s.cfg.World,
+		View: s.cfg.View(), Now: s.cfg.Now(), Stale: stale, Caller: c.Caller, Node: s.cfg.Node, World: s.cfg.World, Ops: s.cfg.Registry,
 	}, nil
 }
 
@@ -270,6 +270,9 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, c Caller, o *op.
 		return err
 	}
 	if o.Logged() {
+		if old {
+			return fleet.Invalidf("%q leaves an entry: it cannot be answered without a quorum", o.Name).WithHint("leave --stale out")
+		}
 		return s.notedStream(w, r, c, o, q, args)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
@@ -303,7 +306,7 @@ func (s *Server) notedStream(w http.ResponseWriter, r *http.Request, c Caller, o
 		if q.DryRun {
 			return s.reply(w, reply)
 		}
-		env := op.Env{View: s.cfg.View(), Now: s.cfg.Now(), Caller: c.Caller, Node: s.cfg.Node, World: s.cfg.World}
+		env := op.Env{View: s.cfg.View(), Now: s.cfg.Now(), Caller: c.Caller, Node: s.cfg.Node, World: s.cfg.World, Ops: s.cfg.Registry}
 		return s.pour(w, r, o, env, args)
 	}
 	defer from.Body.Close()
@@ -323,6 +326,9 @@ func (s *Server) notedStream(w http.ResponseWriter, r *http.Request, c Caller, o
 // pour writes what a stream operation writes, as it comes.
 func (s *Server) pour(w http.ResponseWriter, r *http.Request, o *op.Op, env op.Env, args any) error {
 	out := s.newTap(w, "application/octet-stream")
+	// Whoever follows a build that has not begun must see that somebody answers.
+	patience := time.AfterFunc(beginAfter, out.answer)
+	defer patience.Stop()
 	return s.closeTap(r, out, o.Stream(r.Context(), env, args, out))
 }
 
@@ -353,6 +359,10 @@ func (s *Server) closeTap(r *http.Request, out *tap, err error) error {
 
 // flushAfter is how long a piece of a stream may wait for company.
 const flushAfter = 10 * time.Millisecond
+
+// beginAfter is how long a stream may be silent before its answer begins. An
+// error until then is an answer like any other.
+const beginAfter = time.Second
 
 // tap writes a stream: soon, but not each small piece by itself.
 type tap struct {
@@ -417,6 +427,16 @@ func (t *tap) flush() {
 	t.flushed = time.Now()
 	if err := http.NewResponseController(t.w).Flush(); err != nil {
 		t.failed = err
+	}
+}
+
+// answer begins the answer, if nothing has, without a byte of the stream.
+func (t *tap) answer() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.begun && !t.closed {
+		t.begin()
+		t.flush()
 	}
 }
 

@@ -49,8 +49,6 @@ import (
 	"footplate/controlplane/state"
 	"footplate/fleet"
 	"footplate/fleet/lease"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Replica is the replicated state machine as the server sees it.
@@ -103,14 +101,15 @@ type Config struct {
 	ReadLogs func(id fleet.AttemptID, from int) []api.Chunk
 	// Entries returns audit entries that this node holds, both ends included.
 	Entries func(ctx context.Context, from, to fleet.EntryNo) ([]fleet.Entry, error)
+	// ArchiveErr says what keeps the audit archive from writing, nil when nothing
+	// does. Optional.
+	ArchiveErr func() error
 	// Status says how this node is.
 	Status func() api.PeerStatus
 	// Join takes a node into the cluster: called on the leader alone.
 	Join func(ctx context.Context, j api.Join) error
 
 	Log *slog.Logger
-	// Metrics is where the metrics are registered. Optional.
-	Metrics *prometheus.Registry
 }
 
 // The bounds of requests.
@@ -152,11 +151,8 @@ func New(cfg Config) (*Server, error) {
 	case cfg.NodeToken == "":
 		return nil, fleet.Invalidf("node %q has no token for the other nodes", cfg.Node).WithHint("--node-token-file")
 	}
-	if cfg.Metrics == nil {
-		cfg.Metrics = prometheus.NewRegistry()
-	}
 	s := &Server{
-		cfg: cfg, log: cfg.Log, byPath: make(map[string]*op.Op), agents: newAgents(),
+		cfg: cfg, log: cfg.Log, byPath: make(map[string]*op.Op), agents: new(agents),
 		operations: newLane(512), agentLane: newLane(16384), streams: newLane(2048), peers: newLane(512),
 		readTimeout: readTimeout, writeTimeout: writeTimeout,
 	}
@@ -169,9 +165,7 @@ func New(cfg Config) (*Server, error) {
 	if s.openAPI, err = openAPI(cfg.Registry, cfg.Version); err != nil {
 		return nil, err
 	}
-	if s.metrics, err = newMetrics(&s.cfg); err != nil {
-		return nil, err
-	}
+	s.metrics = newMetrics(&s.cfg)
 	s.door = &Door{cfg: &s.cfg, metrics: s.metrics}
 	s.routes()
 	return s, nil
@@ -289,6 +283,7 @@ func (s *Server) routes() {
 	only(http.MethodGet, "/v1/events", s.streams, s.events)
 	only(http.MethodGet, "/v1/openapi.json", s.operations, s.serveOpenAPI)
 
+	only(http.MethodGet, "/v1/agent.cluster", s.agentLane, s.agentCluster)
 	only(http.MethodPost, "/v1/agent.beat", s.agentLane, s.beat)
 	only(http.MethodPost, "/v1/agent.sync", s.agentLane, s.sync)
 	only(http.MethodPost, "/v1/agent.logs", s.agentLane, s.takeLogs)
@@ -302,7 +297,7 @@ func (s *Server) routes() {
 
 	m.HandleFunc("/healthz", s.healthz)
 	m.HandleFunc("/readyz", s.readyz)
-	m.Handle("/metrics", s.metrics.handler)
+	m.HandleFunc("/metrics", s.serveMetrics)
 	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.failAs(w, http.StatusNotFound, fleet.NotFoundf("there is nothing at %s", shorten(r.URL.Path)).
 			WithHint("operations are at /v1/<noun>.<verb>; /v1/openapi.json lists them"))

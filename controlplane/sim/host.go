@@ -29,6 +29,7 @@ type machine struct {
 	incarnation fleet.Incarnation // on disk
 	acks        []int64           // by node: when a beat of this boot was acknowledged last, or when it began
 	backAt      int64             // when a silence as long as the fence ended; 0 for never
+	bootAt      int64             // when it was switched on last
 
 	duty   *agent.Duty
 	target int // the node that syncs go to
@@ -76,6 +77,7 @@ func (m *machine) switchOn(d int64) {
 		m.boot++
 		m.incarnation = 0
 		m.backAt = 0
+		m.bootAt = m.w.now
 		for i := range m.acks {
 			m.acks[i] = m.w.now // it was not silent before there was anybody to speak
 		}

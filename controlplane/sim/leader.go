@@ -5,9 +5,11 @@ import (
 	"slices"
 	"time"
 
+	"footplate/controlplane/api"
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/loop"
 	"footplate/controlplane/op"
+	"footplate/controlplane/order"
 	"footplate/controlplane/replica"
 	"footplate/controlplane/state"
 	"footplate/fleet"
@@ -34,13 +36,11 @@ type office struct {
 	pending  []inFlight // in the log, by index
 	stray    []proposal // proposed although another leads already
 
-	loops     []*runner
-	busy      map[string]bool // provider calls under way
-	delivered map[fleet.AttemptID]delivery
-	heard     map[fleet.HostID]heard
-	waits     []*heldSync
-	looking   bool
-	since     lease.Mono
+	loops   []*runner
+	busy    map[string]bool // provider calls under way
+	book    *order.Book
+	waits   []*heldSync
+	looking bool
 }
 
 type proposal struct {
@@ -57,7 +57,7 @@ func newOffice(n *node) *office {
 	o := &office{
 		w: n.w, n: n, term: n.w.term,
 		match: make([]int, len(n.w.nodes)), ackAt: make([]int64, len(n.w.nodes)),
-		busy: make(map[string]bool), delivered: make(map[fleet.AttemptID]delivery), heard: make(map[fleet.HostID]heard),
+		busy: make(map[string]bool), book: order.Open(n.w.term, n.mono()),
 	}
 	for i := range o.ackAt {
 		o.ackAt[i] = n.w.now
@@ -100,7 +100,7 @@ func (o *office) begin(try int) {
 
 // enter starts what a leader does by itself.
 func (o *office) enter() {
-	o.open, o.since = true, o.n.mono()
+	o.open = true
 	o.startClock()
 	o.setUp()
 	o.loops = []*runner{
@@ -255,13 +255,14 @@ func (o *office) published() {
 }
 
 // startClock sets the state clock to where the log left it, as replica does. A
-// node that was just started may lead before it has applied anything: what it
-// stamps on "leader begin" must then be no later than the end of the log.
+// node may lead before it has applied its log: what it stamps on "leader begin"
+// must then be no later than the end of the log, which its own clock, started
+// from what it has applied, might be by the length of a gap between leaders.
 func (o *office) startClock() {
 	now := o.n.mono()
 	switch {
-	case o.n.lastAt.IsZero() && len(o.w.log) > 0 && o.w.cfg.Weak != WallStart:
-		o.clock = replica.StartClock(0)
+	case o.n.applied < o.n.stored && o.w.cfg.Weak != WallStart && !(o.w.cfg.Weak == LateStart && !o.n.lastAt.IsZero()):
+		o.clock = replica.StartClock(o.clock.Now())
 	case o.n.lastAt.IsZero():
 		o.clock = replica.StartClock(o.n.wallNow())
 	default:
@@ -355,37 +356,33 @@ func pure(o *office, step func(fleet.Time, *state.View) []state.Command) func(*s
 // watch gathers what is heard, as controlplane's listener does, and decides.
 func (o *office) watch(v *state.View, decided func([]state.Command)) {
 	w, now := o.w, o.now()
-	var heard loop.Heard
-	var ask []fleet.Host
-	var fences []fleet.Duration
-	var asked []int
-	for id, h := range v.Hosts.All() {
-		if h.State != fleet.HostReady {
-			continue
-		}
-		pool, _ := v.Pools.Get(h.Pool)
-		silent, known := o.n.witness.SilentFor(lease.HostKey{Host: id, Boot: h.Boot}, o.n.mono())
-		if silent >= w.worth(pool.FenceAfter)+lease.Margin(w.worth(pool.FenceAfter)) && !h.Lost {
-			ask = append(ask, h)
-			fences = append(fences, w.worth(pool.FenceAfter))
-			asked = append(asked, len(heard.Hosts))
-		}
-		heard.Hosts = append(heard.Hosts, loop.Hearing{Host: id, Silent: silent, Known: known})
-		heard.Unstarted = append(heard.Unstarted, o.unstarted(v, h)...)
+	heard := o.book.Listen(v, func(h fleet.Host) (fleet.Duration, bool) { return o.silent(v, h) })
+	if w.cfg.Weak == NoStartWindow {
+		heard.Unstarted = o.hasty(v)
 	}
-	if len(ask) == 0 {
-		decided(loop.Watch(now, v, heard))
+	decide := func() {
+		out := loop.Heard{Unstarted: heard.Unstarted}
+		for _, h := range heard.Hosts {
+			out.Hosts = append(out.Hosts, loop.Hearing(h))
+		}
+		decided(loop.Watch(now, v, out))
+	}
+	if len(heard.Ask) == 0 {
+		decide()
 		return
 	}
-	testify := func(n *node) []lease.Testimony {
-		out := make([]lease.Testimony, len(ask))
-		for i, h := range ask {
-			out[i] = n.witness.Testify(lease.HostKey{Host: h.ID, Boot: h.Boot}, fences[i], n.mono())
+	testify := func(n *node) api.Testimony {
+		out := api.Testimony{Node: n.id}
+		for _, h := range heard.Ask {
+			out.Testimonies = append(out.Testimonies, n.witness.Testify(lease.HostKey{Host: h.Host, Boot: h.Boot}, w.worth(h.FenceAfter), n.mono()))
 		}
 		return out
 	}
 	q := lease.Question{AskedAt: o.n.mono(), Version: version, Members: w.members()}
-	var all [][]lease.Testimony
+	if w.cfg.Weak == NoMajority {
+		q.Members = []fleet.NodeID{o.n.id}
+	}
+	var all []api.Testimony
 	over := false
 	finish := func() {
 		if over {
@@ -393,23 +390,8 @@ func (o *office) watch(v *state.View, decided func([]state.Command)) {
 		}
 		over = true
 		all = append(all, testify(o.n))
-		now2 := o.n.mono()
-		for i, at := range asked {
-			var of []lease.Testimony
-			for _, t := range all {
-				of = append(of, t[i])
-			}
-			lost := lease.Lost(q, of, now2)
-			if w.cfg.Weak == NoMajority {
-				lost = of[len(of)-1].Silent
-			}
-			if !lost || !o.settled(v, ask[i].ID, q.AskedAt) {
-				continue
-			}
-			heard.Hosts[at].Over = true
-			heard.Hosts[at].Why = fmt.Sprintf("no majority of the nodes has heard it for %s: its tasks have ended by themselves", fences[i])
-		}
-		decided(loop.Watch(now, v, heard))
+		o.book.Judge(&heard, v, q, all, o.n.mono())
+		decide()
 	}
 	left := len(w.nodes) - 1
 	for _, f := range w.nodes {
@@ -419,7 +401,7 @@ func (o *office) watch(v *state.View, decided func([]state.Command)) {
 		w.send(o.n.end, f.end, func() {
 			t := testify(f)
 			w.send(f.end, o.n.end, func() {
-				if over || o.over || slices.ContainsFunc(all, func(x []lease.Testimony) bool { return x[0].Node == f.id }) {
+				if over || o.over || slices.ContainsFunc(all, func(x api.Testimony) bool { return x.Node == f.id }) {
 					return
 				}
 				all = append(all, t)
@@ -435,6 +417,29 @@ func (o *office) watch(v *state.View, decided func([]state.Command)) {
 	}
 }
 
+// silent is what the leader's own witness says of a host. Without the margin it
+// asks the nodes as soon as the fence is over that they are told.
+func (o *office) silent(v *state.View, h fleet.Host) (fleet.Duration, bool) {
+	ago, known := o.n.witness.SilentFor(lease.HostKey{Host: h.ID, Boot: h.Boot}, o.n.mono())
+	pool, _ := v.Pools.Get(h.Pool)
+	if less := o.w.worth(pool.FenceAfter); less != pool.FenceAfter && ago >= less+lease.Margin(less) {
+		ago = max(ago, pool.FenceAfter+lease.Margin(pool.FenceAfter))
+	}
+	return ago, known
+}
+
+// hasty gives what was delivered, and not taken at once, elsewhere.
+func (o *office) hasty(v *state.View) []fleet.AttemptID {
+	var out []fleet.AttemptID
+	for r := range v.Running.All() {
+		at, _ := v.Attempts.Get(r.Attempt)
+		if d, ok := o.book.Delivered(at.ID); ok && at.Phase == fleet.PhaseAssigned && o.n.mono().Sub(d.First) > 500*fleet.Millisecond {
+			out = append(out, at.ID)
+		}
+	}
+	return out
+}
+
 // worth is the fence that nodes are told. Without the margin it is less than
 // the agent's by just that.
 func (w *world) worth(d fleet.Duration) fleet.Duration {
@@ -446,50 +451,6 @@ func (w *world) worth(d fleet.Duration) fleet.Duration {
 		f -= 10 * fleet.Millisecond
 	}
 	return f
-}
-
-func (o *office) settled(v *state.View, host fleet.HostID, askedAt lease.Mono) bool {
-	for _, at := range v.LiveOn(host) {
-		if at.Phase == fleet.PhaseAssigned && !lease.MayDeclareLost(o.deliveredAt(at.ID), askedAt) {
-			return false
-		}
-	}
-	return true
-}
-
-func (o *office) deliveredAt(id fleet.AttemptID) lease.Mono {
-	if d, ok := o.delivered[id]; ok {
-		return d.last
-	}
-	return o.since
-}
-
-// acceptWithin is hearing.go's.
-const acceptWithin = 10 * fleet.Second
-
-func (o *office) unstarted(v *state.View, h fleet.Host) []fleet.AttemptID {
-	var out []fleet.AttemptID
-	for _, at := range v.LiveOn(h.ID) {
-		if at.Phase != fleet.PhaseAssigned {
-			continue
-		}
-		if o.w.cfg.Weak == NoStartWindow {
-			if d, ok := o.delivered[at.ID]; ok && o.n.mono().Sub(d.first) > 500*fleet.Millisecond {
-				out = append(out, at.ID)
-			}
-			continue
-		}
-		if v.Clock.Sub(at.AssignedAt) < acceptWithin {
-			continue
-		}
-		heard, ok := o.heard[h.ID]
-		_, lists := slices.BinarySearch(heard.lists, at.ID)
-		s := lease.Sync{Incarnation: heard.incarnation, Stamp: heard.stamp, Lists: lists}
-		if ok && lease.MayReassign(o.deliveredAt(at.ID), at.Incarnation, o.term, s) {
-			out = append(out, at.ID)
-		}
-	}
-	return out
 }
 
 // provision observes the provider and carries effects out, as loop's

@@ -16,10 +16,11 @@
 // timeline, which nothing that is tested can see. What is pure runs as it is:
 // state.State, op.Registry.Apply, loop.Promote, Dispatch, Watch, Provision and
 // Deliver, lease.Holder, Witness, Lost, MayDeclareLost and MayReassign,
-// agent.Duty, replica.StateClock. Two thin shells that do I/O in the server are
-// mirrored, and have to follow when those change: server/agents.go (the answer
-// to a sync: sync.go here) and controlplane/hearing.go with loop's runner and
-// provisioner (leader.go here).
+// agent.Duty, replica.StateClock, and all of order: what an agent is told, whom
+// the nodes are asked about, and whose lease is over. The shells that do I/O in
+// the server are mirrored, and have to follow when those change: the carrying
+// of a sync (server/agents.go: sync.go here), and controlplane/hearing.go with
+// loop's runner and provisioner (leader.go here).
 //
 // The way not taken: whole nodes inside testing/synctest. They are tested so
 // too, in package replica; but goroutines there are scheduled as the runtime
@@ -104,6 +105,7 @@ const (
 	NoMajority    Weakness = "the leader's own silence is enough"
 	NoPermanence  Weakness = "acknowledged before it is committed"
 	WallStart     Weakness = "a leader that has applied nothing yet begins at its wall clock"
+	LateStart     Weakness = "a leader that has not applied its log begins at its own clock"
 	NoGuard       Weakness = "silent hosts are replaced whatever their number"
 )
 

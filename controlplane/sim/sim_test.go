@@ -92,6 +92,7 @@ func TestWeakenedRulesAreCaught(t *testing.T) {
 		{NoMajority, Partition, []string{"P2", "P5"}},
 		{NoPermanence, LeaderChange, []string{"P1"}},
 		{WallStart, Clocks, []string{"P5"}},
+		{LateStart, LeaderChange, []string{"P5"}},
 		{NoGuard, Mixed, []string{"P5"}},
 	} {
 		t.Run(string(c.weak), func(t *testing.T) {

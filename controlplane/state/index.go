@@ -67,20 +67,31 @@ func compareRunning(a, b Running) int {
 	return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Attempt, b.Attempt))
 }
 
+// Finished is a build that has ended.
+type Finished struct {
+	At    fleet.Time
+	Build fleet.BuildID
+}
+
+func compareFinished(a, b Finished) int {
+	return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.Build, b.Build))
+}
+
 // derived is what is kept beside the rows.
 type derived struct {
-	Queued  Set[Queued]
-	Waiting Set[Waiting]
-	Running Set[Running]
-	Held    Set[fleet.BuildID]              // exclusive builds that wait for proof of an attempt's end
-	Using   *btree.Map[fleet.OrgName, int]  // slots that an org's promoted builds need
-	Depth   *btree.Map[fleet.PoolName, int] // tasks that wait for a slot, by pool
+	Queued   Set[Queued]
+	Waiting  Set[Waiting]
+	Running  Set[Running]
+	Finished Set[Finished]                   // by the time of their end, oldest first
+	Held     Set[fleet.BuildID]              // exclusive builds that wait for proof of an attempt's end
+	Using    *btree.Map[fleet.OrgName, int]  // slots that an org's promoted builds need
+	Depth    *btree.Map[fleet.PoolName, int] // tasks that wait for a slot, by pool
 }
 
 func newDerived() derived {
 	return derived{
 		Queued: newSet(compareQueued), Waiting: newSet(compareWaiting), Running: newSet(compareRunning),
-		Held:  newSet(cmp.Compare[fleet.BuildID]),
+		Finished: newSet(compareFinished), Held: newSet(cmp.Compare[fleet.BuildID]),
 		Using: new(btree.Map[fleet.OrgName, int]), Depth: new(btree.Map[fleet.PoolName, int]),
 	}
 }
@@ -88,8 +99,8 @@ func newDerived() derived {
 func (d *derived) copy() derived {
 	return derived{
 		Queued: Set[Queued]{d.Queued.t.Copy()}, Waiting: Set[Waiting]{d.Waiting.t.Copy()},
-		Running: Set[Running]{d.Running.t.Copy()},
-		Held:    Set[fleet.BuildID]{d.Held.t.Copy()}, Using: d.Using.Copy(), Depth: d.Depth.Copy(),
+		Running: Set[Running]{d.Running.t.Copy()}, Finished: Set[Finished]{d.Finished.t.Copy()},
+		Held: Set[fleet.BuildID]{d.Held.t.Copy()}, Using: d.Using.Copy(), Depth: d.Depth.Copy(),
 	}
 }
 
@@ -107,6 +118,8 @@ func (d *derived) count(b *fleet.Build, sign int) {
 	switch b.Stage {
 	case fleet.StageQueued:
 		member(d.Queued, Queued{b.Org, b.Priority, b.ID}, sign > 0)
+	case fleet.StageFinished:
+		member(d.Finished, Finished{b.FinishedAt, b.ID}, sign > 0)
 	case fleet.StageRunnable:
 		using, depth, held := 0, 0, false
 		for i := range b.Tasks {

@@ -1,6 +1,10 @@
 package state
 
-import "footplate/fleet"
+import (
+	"cmp"
+
+	"footplate/fleet"
+)
 
 // Node is a member of the control plane.
 type Node struct {
@@ -63,7 +67,11 @@ type Line struct {
 	First   fleet.EntryNo      `json:"first"` // the entries that it stands for
 	Last    fleet.EntryNo      `json:"last"`
 	Count   int                `json:"count"`
+	Group   bool               `json:"group,omitempty"` // what comes within LineGrows may join it
 }
+
+// LineGrows is how long after its newest entry a line of a group may grow.
+const LineGrows = 2 * fleet.Second
 
 // ChannelKeep is how many lines of the console's channel stay in the state;
 // older ones are in the archive, as entries.
@@ -87,4 +95,9 @@ type Meta struct {
 	Key     uint64          `json:"key"`
 	Members uint64          `json:"members"` // version of the membership
 	Head    string          `json:"head"`    // hash of the newest entry
+
+	Retention fleet.Duration `json:"retention,omitempty"` // of finished builds; 0 means the default
 }
+
+// KeepFor returns how long finished builds stay in the state.
+func (m *Meta) KeepFor() fleet.Duration { return cmp.Or(m.Retention, fleet.DefaultRetention) }

@@ -1,8 +1,6 @@
 package state
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -20,6 +18,7 @@ type key interface {
 // share it.
 type rec[R any] struct {
 	version uint64 // index of the log entry that wrote it
+	sum     digest // of the row, its key and its version
 	row     R
 }
 
@@ -98,16 +97,16 @@ func (t Rows[K, R]) Backward() iter.Seq2[K, R] {
 // Table is a replicated table: Rows that a Tx can write to.
 type Table[K key, R any] struct {
 	Rows[K, R]
-	name    string
-	parse   func(string) K // of a key as Seen names it
-	j       *journal
-	touched bool // since the last publication
+	name  string
+	parse func(string) K // of a key as Seen names it
+	// appendKey writes a key for the digest.
+	appendKey func([]byte, K) []byte
+	j         *journal
+	touched   bool // since the last publication
 	// onChange keeps what is derived from the rows; nil means absent.
 	onChange func(old, now *R)
 
-	sum   digest
-	dirty []K           // rows written since the last digest, each once
-	was   map[K]*rec[R] // what each was then; nil when absent
+	sum digest // of all rows
 }
 
 // anyTable is what the state does with every table alike.
@@ -118,25 +117,25 @@ type anyTable interface {
 	load(raw json.RawMessage) error
 }
 
-func newTable[K key, R any](name string, parse func(string) K, s store[K, R], j *journal) *Table[K, R] {
-	return &Table[K, R]{
-		Rows: Rows[K, R]{s: s},
-		name: name, parse: parse, j: j, touched: true,
-		was: make(map[K]*rec[R]),
-	}
-}
-
 // named makes a table keyed by a name.
 func named[K ~string, R any](name string, j *journal) *Table[K, R] {
-	return newTable(name, func(s string) K { return K(s) }, newTree[K, R](), j)
+	return &Table[K, R]{
+		Rows: Rows[K, R]{s: newTree[K, R]()}, name: name, j: j, touched: true,
+		parse:     func(s string) K { return K(s) },
+		appendKey: func(b []byte, k K) []byte { return sumText(b, k) },
+	}
 }
 
 // numbered makes a table keyed by a number that grows densely.
 func numbered[K ~uint64, R any](name string, j *journal) *Table[K, R] {
-	return newTable(name, func(s string) K {
-		n, _ := strconv.ParseUint(s, 10, 64)
-		return K(n)
-	}, newPages[K, R](), j)
+	return &Table[K, R]{
+		Rows: Rows[K, R]{s: newPages[K, R]()}, name: name, j: j, touched: true,
+		parse: func(s string) K {
+			n, _ := strconv.ParseUint(s, 10, 64)
+			return K(n)
+		},
+		appendKey: func(b []byte, k K) []byte { return sumNumber(b, k) },
+	}
 }
 
 // Put stores row under k.
@@ -149,6 +148,9 @@ func (t *Table[K, R]) Delete(k K) { t.set(k, nil) }
 
 // set stores r under k, or removes k when r is nil, and notes how to undo it.
 func (t *Table[K, R]) set(k K, r *rec[R]) {
+	if r != nil && !t.j.scratch {
+		r.sum = t.hashRow(k, r)
+	}
 	old := t.swap(k, r)
 	if old == nil && r == nil {
 		return
@@ -170,9 +172,11 @@ func (t *Table[K, R]) swap(k K, r *rec[R]) (old *rec[R]) {
 	} else {
 		old, _ = t.s.Set(k, r)
 	}
-	if _, ok := t.was[k]; !ok && (old != nil || r != nil) {
-		t.was[k] = old
-		t.dirty = append(t.dirty, k)
+	if old != nil {
+		t.sum -= old.sum
+	}
+	if r != nil {
+		t.sum += r.sum
 	}
 	if t.onChange != nil {
 		t.onChange(rowOf(old), rowOf(r))
@@ -199,42 +203,7 @@ func (t *Table[K, R]) publish(last Rows[K, R]) Rows[K, R] {
 func (t *Table[K, R]) tableName() string           { return t.name }
 func (t *Table[K, R]) versionOf(key string) uint64 { return t.Version(t.parse(key)) }
 
-// digest is a sum of row hashes, modulo 2^128 by halves: the order in which
-// rows were written leaves no trace in it.
-type digest struct{ a, b uint64 }
-
-func (d *digest) add(o digest) { d.a += o.a; d.b += o.b }
-func (d *digest) sub(o digest) { d.a -= o.a; d.b -= o.b }
-
-func hashRow[K key, R any](table string, k K, r *rec[R]) digest {
-	b, err := json.Marshal(struct {
-		T string
-		K K
-		V uint64
-		R *R
-	}{table, k, r.version, &r.row})
-	if err != nil {
-		panic(fmt.Sprintf("state: row %v of %s cannot be encoded: %v", k, table, err))
-	}
-	sum := sha256.Sum256(b)
-	return digest{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:])}
-}
-
-// digest brings the sum up to date: only what was written since the last time
-// is hashed.
-func (t *Table[K, R]) digest() digest {
-	for _, k := range t.dirty {
-		if old := t.was[k]; old != nil {
-			t.sum.sub(hashRow(t.name, k, old))
-		}
-		if now, ok := t.s.Get(k); ok {
-			t.sum.add(hashRow(t.name, k, now))
-		}
-	}
-	t.dirty = t.dirty[:0]
-	clear(t.was)
-	return t.sum
-}
+func (t *Table[K, R]) digest() digest { return t.sum }
 
 // stored is a row in a snapshot.
 type stored[K key, R any] struct {

@@ -8,6 +8,7 @@ type View struct {
 	Meta
 	Nodes    Rows[fleet.NodeID, Node]
 	Tokens   Rows[string, fleet.Token]
+	Grants   Rows[fleet.Principal, fleet.Grant]
 	Orgs     Rows[fleet.OrgName, fleet.Org]
 	Pools    Rows[fleet.PoolName, fleet.Pool]
 	Hosts    Rows[fleet.HostID, fleet.Host]
@@ -21,6 +22,7 @@ type View struct {
 	Refusals Rows[string, Refusals]
 	Outbox   Rows[fleet.EntryNo, Parcel]
 	Channel  Rows[fleet.EntryNo, Line]
+	Sinks    Rows[string, Sink]
 	derived
 }
 
@@ -32,11 +34,12 @@ type dumper struct {
 
 func (v *View) tables() []dumper {
 	return []dumper{
-		{"nodes", v.Nodes.dumpRows}, {"tokens", v.Tokens.dumpRows}, {"orgs", v.Orgs.dumpRows},
+		{"nodes", v.Nodes.dumpRows}, {"tokens", v.Tokens.dumpRows}, {"grants", v.Grants.dumpRows}, {"orgs", v.Orgs.dumpRows},
 		{"pools", v.Pools.dumpRows}, {"hosts", v.Hosts.dumpRows}, {"launches", v.Launches.dumpRows},
 		{"builds", v.Builds.dumpRows}, {"attempts", v.Attempts.dumpRows}, {"gates", v.Gates.dumpRows},
 		{"pauses", v.Pauses.dumpRows}, {"keys", v.Keys.dumpRows}, {"key_order", v.KeyOrder.dumpRows},
 		{"refusals", v.Refusals.dumpRows}, {"outbox", v.Outbox.dumpRows}, {"channel", v.Channel.dumpRows},
+		{"sinks", v.Sinks.dumpRows},
 	}
 }
 
@@ -51,6 +54,7 @@ func (st *State) Publish() *View {
 		Meta:     st.Meta,
 		Nodes:    st.tables.Nodes.publish(last.Nodes),
 		Tokens:   st.tables.Tokens.publish(last.Tokens),
+		Grants:   st.tables.Grants.publish(last.Grants),
 		Orgs:     st.tables.Orgs.publish(last.Orgs),
 		Pools:    st.tables.Pools.publish(last.Pools),
 		Hosts:    st.tables.Hosts.publish(last.Hosts),
@@ -62,6 +66,7 @@ func (st *State) Publish() *View {
 		Refusals: st.tables.Refusals.publish(last.Refusals),
 		Outbox:   st.tables.Outbox.publish(last.Outbox),
 		Channel:  st.tables.Channel.publish(last.Channel),
+		Sinks:    st.tables.Sinks.publish(last.Sinks),
 		derived:  last.derived,
 	}
 	if st.tables.Builds.touched || st.tables.Attempts.touched {
@@ -77,12 +82,12 @@ func (st *State) Publish() *View {
 func (st *State) peek() *View {
 	return &View{
 		Meta:  st.Meta,
-		Nodes: st.tables.Nodes.Rows, Tokens: st.tables.Tokens.Rows, Orgs: st.tables.Orgs.Rows,
+		Nodes: st.tables.Nodes.Rows, Tokens: st.tables.Tokens.Rows, Grants: st.tables.Grants.Rows, Orgs: st.tables.Orgs.Rows,
 		Pools: st.tables.Pools.Rows, Hosts: st.tables.Hosts.Rows, Launches: st.tables.Launches.Rows,
 		Builds: st.tables.Builds.Rows, Attempts: st.tables.Attempts.Rows,
 		Gates: st.tables.Gates.Rows, Pauses: st.tables.Pauses.Rows,
 		Keys: st.tables.Keys.Rows, KeyOrder: st.tables.KeyOrder.Rows, Refusals: st.tables.Refusals.Rows,
-		Outbox: st.tables.Outbox.Rows, Channel: st.tables.Channel.Rows,
+		Outbox: st.tables.Outbox.Rows, Channel: st.tables.Channel.Rows, Sinks: st.tables.Sinks.Rows,
 		derived: st.derived,
 	}
 }
@@ -93,9 +98,11 @@ func (st *State) peek() *View {
 // change between them. A scratch state has no digest.
 func (v *View) Scratch() *State {
 	st := New()
+	st.j.scratch = true
 	st.Meta = v.Meta
 	scratch(st.tables.Nodes, v.Nodes)
 	scratch(st.tables.Tokens, v.Tokens)
+	scratch(st.tables.Grants, v.Grants)
 	scratch(st.tables.Orgs, v.Orgs)
 	scratch(st.tables.Pools, v.Pools)
 	scratch(st.tables.Hosts, v.Hosts)
@@ -109,6 +116,7 @@ func (v *View) Scratch() *State {
 	scratch(st.tables.Refusals, v.Refusals)
 	scratch(st.tables.Outbox, v.Outbox)
 	scratch(st.tables.Channel, v.Channel)
+	scratch(st.tables.Sinks, v.Sinks)
 	st.derived = v.derived.copy()
 	return st
 }
@@ -125,6 +133,13 @@ func (v *View) SlotsOf(org fleet.OrgName) int {
 func (v *View) DepthOf(pool fleet.PoolName) int {
 	n, _ := v.derived.Depth.Get(pool)
 	return n
+}
+
+// Retired reports whether an attempt that was made is not in the state any more:
+// its build was retired.
+func (v *View) Retired(id fleet.AttemptID) bool {
+	_, ok := v.Attempts.Get(id)
+	return !ok && id > 0 && id <= v.Attempt
 }
 
 // LiveOn yields the attempts that hold a slot of host, oldest first.

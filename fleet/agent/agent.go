@@ -19,7 +19,10 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -43,7 +46,7 @@ type Config struct {
 	Boot    fleet.BootID
 	Addrs   []string // base URLs of nodes; one that answers is enough
 	Token   string
-	Cluster string
+	Cluster string // id; a node is asked when it is empty
 	// Dir holds what the agent keeps. Absolute; one agent at a time; TaskUser
 	// must be able to pass through its parents.
 	Dir string
@@ -129,6 +132,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	if err := Reachable(a.cfg.Dir, a.cfg.TaskUser); err != nil {
+		return err
+	}
 	// What waits for the network or a log ends with this; attempts do not.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer a.call.close()
@@ -146,6 +152,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	old, err := a.reap(ctx)
 	if err != nil {
+		return err
+	}
+	if err := a.learnCluster(ctx); err != nil {
 		return err
 	}
 	incarnation, err := nextIncarnation(a.cfg.Dir, boot)
@@ -187,6 +196,51 @@ func (a *Agent) reap(ctx context.Context) ([]fleet.AttemptID, error) {
 		select {
 		case <-ctx.Done():
 			return nil, err
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// clusterFile keeps the id of the cluster that this host was found to be of.
+const clusterFile = "cluster"
+
+// learnCluster finds out of which cluster this host is, when it was not told. It
+// asks once: should its addresses come to be another cluster's, that one refuses
+// it.
+func (a *Agent) learnCluster(ctx context.Context) error {
+	if a.cfg.Cluster != "" {
+		return nil
+	}
+	name := filepath.Join(a.cfg.Dir, clusterFile)
+	b, err := os.ReadFile(name)
+	if err == nil {
+		a.call.cluster = strings.TrimSpace(string(b))
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read id of the cluster: %w", err)
+	}
+	for {
+		for _, addr := range a.cfg.Addrs {
+			id, err := a.call.whichCluster(ctx, addr)
+			switch fleet.CodeOf(err) {
+			case "":
+				a.log.Info("the host is of a cluster", "cluster", id, "api", addr)
+				a.call.cluster = id
+				return replaceFile(name, []byte(id+"\n"))
+			case fleet.CodeDenied:
+				return fleet.Deniedf("%s does not know this agent's token", addr).WithHint("copy DATA/secrets/agent of the first node")
+			case fleet.CodeNotFound:
+				return fleet.NotFoundf("%s does not tell agents of which cluster it is", addr).WithHint("say it: --cluster ID; cluster status shows it")
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			a.complain(addr, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-time.After(time.Second):
 		}
 	}

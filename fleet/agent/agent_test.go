@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -406,5 +407,77 @@ func TestOnALocalMachine(t *testing.T) {
 	}
 	if got := w.of(2).last; got.Outcome != fleet.Lost {
 		t.Errorf("a machine that is ended should have reported its attempt: %+v", got)
+	}
+}
+
+// An agent that was not told of which cluster it is asks a node, once: it names
+// the cluster in all that it says, also after its next start.
+func TestLearnsTheCluster(t *testing.T) {
+	w := newWorld(t, 3, 10*fleet.Second)
+	c := w.config(t.TempDir())
+	c.Cluster = ""
+	stop := w.agent(c)
+	w.run(1, "true")
+	if got := w.ended(1); got.Outcome != fleet.Passed {
+		t.Errorf("attempt 1: %+v", got)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	asked := w.asked.Load()
+	stop = w.agent(c)
+	until(t, "the next incarnation is there", func() bool { s, _ := w.lastSync(); return s.Incarnation == 2 })
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if asked != 1 || w.asked.Load() != 1 {
+		t.Errorf("the nodes were asked %d times, and %d times in all; want once", asked, w.asked.Load())
+	}
+
+	c.Dir, c.Token = t.TempDir(), "a-stranger's-secret"
+	stranger, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := stranger.Run(ctx); fleet.CodeOf(err) != fleet.CodeDenied {
+		t.Errorf("with a wrong token: %v", err)
+	}
+}
+
+// What would break every attempt is said at once, with the directory that is in
+// the way.
+func TestTaskUserCannotReachTheDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // nobody else to run as
+	}
+	w := newWorld(t, 1, 10*fleet.Second)
+	closed := filepath.Join(t.TempDir(), "closed")
+	if err := os.Mkdir(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Dir(filepath.Dir(closed)), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	c := w.config(filepath.Join(closed, "agent"))
+	c.TaskUser = &attempt.User{UID: 65534, GID: 65534}
+	a, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err = a.Run(ctx)
+	if e := fleet.AsError(err); e == nil || e.Code != fleet.CodeInvalid || !strings.HasPrefix(e.Hint, "chmod o+x "+closed+",") {
+		t.Errorf("%+v; want it to name %s", e, closed)
+	}
+	if err := os.Chmod(closed, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	w.agent(c)
+	w.run(1, "true")
+	if got := w.ended(1); got.Outcome != fleet.Passed {
+		t.Errorf("attempt 1: %+v", got)
 	}
 }

@@ -132,7 +132,27 @@ func (k *caller) post(ctx context.Context, c *http.Client, base, path string, in
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+path, bytes.NewReader(body))
+	return k.send(ctx, c, http.MethodPost, base, path, body, out)
+}
+
+// whichCluster asks a node of which cluster it is.
+func (k *caller) whichCluster(ctx context.Context, base string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	var answer struct {
+		Cluster string `json:"cluster"`
+	}
+	if err := k.send(ctx, k.syncs, http.MethodGet, base, "/v1/agent.cluster", nil, &answer); err != nil {
+		return "", err
+	}
+	if answer.Cluster == "" {
+		return "", fleet.Unavailablef("%s is of no cluster yet", base)
+	}
+	return answer.Cluster, nil
+}
+
+func (k *caller) send(ctx context.Context, c *http.Client, method, base, path string, body []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, base+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"footplate/fleet"
+	"footplate/fleet/agent/attempt"
 )
 
 // kernelBoot reads the boot id of this kernel.
@@ -41,6 +43,34 @@ func openDir(dir string) (unlock func(), err error) {
 		return nil, fleet.Conflictf("another agent uses %s", dir).WithHint("end it, or give this one a directory of its own")
 	}
 	return func() { f.Close() }, nil
+}
+
+// Reachable makes sure that the tasks' user can pass through dir and what is
+// above it: else every attempt would break, one after the other.
+func Reachable(dir string, u *attempt.User) error {
+	if u == nil {
+		return nil
+	}
+	try := exec.Command("/bin/sh", "-c", ":")
+	try.Dir = dir // is gone to as that user
+	try.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID}}
+	err := try.Run()
+	if !errors.Is(err, fs.ErrPermission) {
+		if err != nil {
+			return fmt.Errorf("try a command as user %d: %w", u.UID, err)
+		}
+		return nil
+	}
+	closed := dir
+	for at := dir; ; at = filepath.Dir(at) { // the topmost that is closed to others
+		if info, err := os.Stat(at); err == nil && info.Mode()&0o001 == 0 {
+			closed = at
+		}
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	return fleet.Invalidf("user %d, who runs the tasks, cannot reach %s", u.UID, dir).WithHint("chmod o+x %s, or choose another directory", closed)
 }
 
 // incarnationFile counts the starts of the agent on one boot of the machine.

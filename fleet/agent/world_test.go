@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -106,6 +107,8 @@ type world struct {
 	syncs    []api.Sync
 	changed  chan struct{}
 	mistakes []string
+
+	asked atomic.Int32 // of which cluster it is
 }
 
 type given struct {
@@ -137,6 +140,7 @@ func newWorld(t *testing.T, nodes int, fence fleet.Duration) *world {
 		mux.HandleFunc("POST /v1/agent.beat", n.beat)
 		mux.HandleFunc("POST /v1/agent.sync", n.sync)
 		mux.HandleFunc("POST /v1/agent.logs", n.take)
+		mux.HandleFunc("GET /v1/agent.cluster", n.cluster)
 		n.srv = httptest.NewServer(mux)
 		w.nodes = append(w.nodes, n)
 	}
@@ -213,6 +217,16 @@ func (n *node) listen(rw http.ResponseWriter, r *http.Request, into any) bool {
 func answer(rw http.ResponseWriter, v any) {
 	rw.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(rw).Encode(v)
+}
+
+func (n *node) cluster(rw http.ResponseWriter, r *http.Request) {
+	n.w.asked.Add(1)
+	if r.Header.Get("Authorization") != "Bearer "+testToken {
+		rw.WriteHeader(http.StatusForbidden)
+		answer(rw, api.Problem{Code: fleet.CodeDenied, Detail: "the token is not known"})
+		return
+	}
+	answer(rw, map[string]string{"cluster": testCluster})
 }
 
 func (n *node) beat(rw http.ResponseWriter, r *http.Request) {

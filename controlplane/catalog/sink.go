@@ -1,0 +1,142 @@
+package catalog
+
+import (
+	"fmt"
+
+	"footplate/controlplane/op"
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// SinkArgs names a sink and lines of the channel up to a number.
+type SinkArgs struct {
+	Sink string `json:"sink"`
+	Upto uint64 `json:"upto,omitempty"`
+	Why  string `json:"why,omitempty"`
+}
+
+// SinkOpen begins delivery to a sink: with the next line, because whoever
+// connects a new one does not want the past in it.
+var SinkOpen = op.Internal(op.Spec{
+	Name: "sink open", Summary: "begin to deliver the channel to a sink", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a SinkArgs) (op.Result, error) {
+	if _, ok := tx.Sinks.Get(a.Sink); ok {
+		return op.Result{Quiet: true}, nil
+	}
+	tx.Sinks.Put(a.Sink, state.Sink{Name: a.Sink, Sent: tx.Line})
+	return op.Result{Text: fmt.Sprintf("the channel goes to %s from here on", a.Sink)}, nil
+})
+
+// SinkSending says that lines up to a number are about to be sent.
+var SinkSending = op.Internal(op.Spec{
+	Name: "sink sending", Summary: "send lines of the channel to a sink", Role: fleet.System,
+}, func(tx *state.Tx, _ op.Meta, a SinkArgs) (op.Result, error) {
+	s, ok := tx.Sinks.Get(a.Sink)
+	switch {
+	case !ok:
+		return op.Result{}, fleet.NotFoundf("there is no sink %q", a.Sink)
+	case s.Sending != 0:
+		return op.Result{}, fleet.Conflictf("lines up to %d are on their way to %s", s.Sending, a.Sink)
+	case a.Upto <= s.Sent || a.Upto > tx.Line:
+		return op.Result{}, fleet.Conflictf("%s has lines up to %d of %d, so %d cannot be next", a.Sink, s.Sent, tx.Line, a.Upto)
+	}
+	s.Sending, s.SendingAt = a.Upto, tx.At
+	tx.Sinks.Put(a.Sink, s)
+	return op.Result{Quiet: true}, nil
+})
+
+// SinkSent says that what was on its way is there.
+var SinkSent = op.Internal(op.Spec{
+	Name: "sink sent", Summary: "note that lines are in a sink", Role: fleet.System, Record: op.Audit,
+}, func(tx *state.Tx, _ op.Meta, a SinkArgs) (op.Result, error) {
+	s, err := underway(tx, a)
+	if err != nil {
+		return op.Result{}, err
+	}
+	res := op.Result{Quiet: true}
+	if s.FailingAt != 0 {
+		res = op.Result{Text: fmt.Sprintf("%s takes the channel again; it had not since %s", a.Sink, s.FailingAt)}
+	}
+	s.Sent, s.Sending, s.SendingAt, s.FailingAt, s.Why = a.Upto, 0, 0, 0, ""
+	tx.Sinks.Put(a.Sink, s)
+	return res, nil
+})
+
+// SinkDead says that a sink will never take what was on its way.
+var SinkDead = op.Internal(op.Spec{
+	Name: "sink dead", Summary: "give up lines that a sink does not take", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a SinkArgs) (op.Result, error) {
+	s, err := underway(tx, a)
+	if err != nil {
+		return op.Result{}, err
+	}
+	from := s.Sent + 1
+	s.Dead += a.Upto - s.Sent
+	s.Sent, s.Sending, s.SendingAt = a.Upto, 0, 0
+	tx.Sinks.Put(a.Sink, s)
+	lines := fmt.Sprintf("line %d", a.Upto)
+	if from < a.Upto {
+		lines = fmt.Sprintf("lines %d to %d", from, a.Upto)
+	}
+	return op.Result{Text: fmt.Sprintf("%s does not take %s of the channel: %s", a.Sink, lines, a.Why)}, nil
+})
+
+// SinkFailing says that a sink takes nothing now: once, until it does again.
+var SinkFailing = op.Internal(op.Spec{
+	Name: "sink failing", Summary: "note that a sink takes nothing", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a SinkArgs) (op.Result, error) {
+	s, ok := tx.Sinks.Get(a.Sink)
+	if !ok || s.FailingAt != 0 {
+		return op.Result{Quiet: true}, nil
+	}
+	s.FailingAt, s.Why = tx.At, a.Why
+	tx.Sinks.Put(a.Sink, s)
+	return op.Result{Text: fmt.Sprintf("the channel does not get to %s: %s", a.Sink, a.Why)}, nil
+})
+
+func underway(tx *state.Tx, a SinkArgs) (state.Sink, error) {
+	s, ok := tx.Sinks.Get(a.Sink)
+	switch {
+	case !ok:
+		return s, fleet.NotFoundf("there is no sink %q", a.Sink)
+	case s.Sending == 0 || s.Sending != a.Upto:
+		return s, fleet.Conflictf("lines up to %d are not on their way to %s", a.Upto, a.Sink)
+	}
+	return s, nil
+}
+
+// delivery says where the line of an entry is.
+func delivery(v *state.View, n fleet.EntryNo) string {
+	for _, p := range v.Outbox.All() {
+		if p.Entry == n {
+			return "pending"
+		}
+	}
+	for _, l := range v.Channel.Backward() {
+		if l.Last < n {
+			break
+		}
+		if l.First > n {
+			continue
+		}
+		words := fmt.Sprintf("sent, as line %d of the channel", l.N)
+		for _, s := range v.Sinks.All() {
+			switch {
+			case l.N <= s.Sent:
+				words += "; " + s.Name + ": sent"
+			case l.N <= s.Sending:
+				words += "; " + s.Name + ": sending"
+			default:
+				words += "; " + s.Name + ": pending"
+			}
+		}
+		return words
+	}
+	for _, l := range v.Channel.All() {
+		if n < l.First {
+			return "older than what the channel still has"
+		}
+		break
+	}
+	return "nothing to deliver"
+}

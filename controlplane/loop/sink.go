@@ -1,0 +1,225 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"footplate/controlplane/catalog"
+	"footplate/controlplane/op"
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// Poster puts the channel somewhere outside, for example into Slack. It keeps
+// its own pace.
+type Poster interface {
+	// Post posts a text under an id of ours. With CodeInvalid it will never be
+	// taken; with CodeUnknown it may be there: look with Find before it is
+	// posted again; with any other error it is not.
+	Post(ctx context.Context, id, text, thread string) (ref string, err error)
+	// Find reports whether something was posted under the id.
+	Find(ctx context.Context, id string) (ref string, ok bool, err error)
+}
+
+// The measures of delivery to a sink.
+const (
+	// sinkCall bounds a call of a sink. A call of a leader that lost its office
+	// can still land for that long, so its successor waits before it looks.
+	sinkCall = 20 * time.Second
+	// sinkLines and sinkBytes bound what is posted at once: lines that wait go
+	// together, because a sink takes about one post a second.
+	sinkLines = 20
+	sinkBytes = 2500
+	// sinkDigest is how many lines may wait before they are told of in one
+	// digest, not posted one by one.
+	sinkDigest = 100
+	// sinkTell is after how many failures in a row it is said in the channel.
+	sinkTell = 3
+	// sinkBackoff is the pause after a failure, doubled up to sinkBackoffMost.
+	sinkBackoff     = time.Second
+	sinkBackoffMost = time.Minute
+)
+
+// NextPost returns what goes to the sink next: the number of the last line in
+// it, and the text; 0 when nothing is ripe. From Sent and Sending alone it
+// follows what was posted, so a successor makes the same text.
+func NextPost(now fleet.Time, v *state.View, s state.Sink) (upto uint64, text string) {
+	last := v.Line
+	if l, ok := v.Channel.Get(fleet.EntryNo(last)); ok && l.Group && now.Sub(l.At) < state.LineGrows {
+		last-- // it may still grow
+	}
+	if s.Sending != 0 {
+		last = s.Sending
+	}
+	if last <= s.Sent {
+		return 0, ""
+	}
+	first, ok := v.Channel.Get(fleet.EntryNo(s.Sent + 1))
+	if !ok || last-s.Sent > sinkDigest {
+		return last, digestOf(v, s.Sent+1, last)
+	}
+	var b strings.Builder
+	upto = first.N
+	for n := first.N; n <= last && n-s.Sent <= sinkLines; n++ {
+		l, _ := v.Channel.Get(fleet.EntryNo(n))
+		t := LineText(l)
+		if b.Len() > 0 && b.Len()+len(t) > sinkBytes && s.Sending == 0 {
+			break
+		}
+		if b.Len() > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(t)
+		upto = n
+	}
+	return upto, b.String()
+}
+
+// LineText is a line of the channel as it stands in a sink.
+func LineText(l state.Line) string {
+	mark := ""
+	if l.Outcome != fleet.EntryDone {
+		mark = " (" + string(l.Outcome) + ")"
+	}
+	entries := fmt.Sprintf("#%d", l.First)
+	if l.Last > l.First {
+		entries = fmt.Sprintf("#%d-%d, %d times", l.First, l.Last, l.Count)
+	}
+	t := fmt.Sprintf("%s %s%s: %s", l.At.Std().Format("15:04:05Z"), l.By, mark, l.Text)
+	if l.Reason != "" {
+		t += " (because: " + l.Reason + ")"
+	}
+	return t + " [" + entries + "]"
+}
+
+// digestOf tells of lines that waited too long to be posted one by one.
+func digestOf(v *state.View, from, to uint64) string {
+	var first, last state.Line
+	done, other := 0, 0
+	for n := from; n <= to; n++ {
+		l, ok := v.Channel.Get(fleet.EntryNo(n))
+		if !ok {
+			continue // so old that only the archive has it
+		}
+		if first.N == 0 {
+			first = l
+		}
+		last = l
+		if l.Outcome == fleet.EntryDone {
+			done += l.Count
+		} else {
+			other += l.Count
+		}
+	}
+	t := fmt.Sprintf("%d lines could not be posted here when they came: the newest of them are entries #%d-%d, %d done, %d failed or refused, %s to %s.",
+		to-from+1, first.First, last.Last, done, other, first.At, last.At)
+	return t + fmt.Sprintf(" Read them with: footplate audit export --to %d", last.Last)
+}
+
+// sink delivers the channel to one sink while this node leads.
+type sink struct {
+	name  string
+	to    Poster
+	cfg   Config
+	log   *slog.Logger
+	since time.Time // when this node began to lead
+}
+
+// RunSink delivers the channel to a sink until ctx ends. What was posted is
+// noted before and after, so that every line gets there once, in order, whoever
+// leads: a post in doubt is looked up before it is repeated.
+func RunSink(ctx context.Context, cfg Config, name string, to Poster) {
+	s := sink{name: name, to: to, cfg: cfg, log: cfg.Log.With("sink", name), since: time.Now()}
+	failures := 0
+	for ctx.Err() == nil {
+		v := cfg.View()
+		did, err := s.step(ctx, v)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			failures++
+			s.log.Warn("the channel does not get to a sink", "err", err, "failures", failures)
+			if failures == sinkTell {
+				s.propose(ctx, v, catalog.SinkFailing, catalog.SinkArgs{Sink: name, Why: fleet.AsError(err).Msg})
+			}
+			pause(ctx, min(sinkBackoff<<min(failures-1, 10), sinkBackoffMost))
+		case did:
+			failures = 0
+		default:
+			wait, cancel := context.WithTimeout(ctx, TickEvery)
+			_, _ = cfg.WaitView(wait, v.Index)
+			cancel()
+		}
+	}
+}
+
+// step takes one thing as far as it gets, and reports whether there was one.
+func (s sink) step(ctx context.Context, v *state.View) (did bool, err error) {
+	row, ok := v.Sinks.Get(s.name)
+	if !ok {
+		return true, s.propose(ctx, v, catalog.SinkOpen, catalog.SinkArgs{Sink: s.name})
+	}
+	if Paused(s.cfg.Now(), v, fleet.LoopDeliver) {
+		return false, nil
+	}
+	doubt := row.Sending != 0
+	upto, text := NextPost(s.cfg.Now(), v, row)
+	if upto == 0 {
+		return false, nil
+	}
+	if doubt {
+		upto = row.Sending
+		// What the leader before has sent may still land.
+		pause(ctx, sinkCall-time.Since(s.since))
+	} else if err := s.propose(ctx, v, catalog.SinkSending, catalog.SinkArgs{Sink: s.name, Upto: upto}); err != nil {
+		return true, err
+	}
+	args := catalog.SinkArgs{Sink: s.name, Upto: upto}
+	id := fmt.Sprintf("%s/%d/%d", v.Cluster, v.Epoch, upto)
+	for {
+		if doubt {
+			found, err := s.find(ctx, id)
+			if err != nil {
+				return true, err
+			}
+			if found {
+				return true, s.propose(ctx, v, catalog.SinkSent, args)
+			}
+		}
+		call, cancel := context.WithTimeout(ctx, sinkCall)
+		_, err := s.to.Post(call, id, text, "")
+		cancel()
+		switch e := (*fleet.Error)(nil); {
+		case err == nil:
+			return true, s.propose(ctx, v, catalog.SinkSent, args)
+		case errors.As(err, &e) && e.Code == fleet.CodeInvalid:
+			args.Why = e.Msg
+			return true, s.propose(ctx, v, catalog.SinkDead, args)
+		case ctx.Err() == nil && errors.As(err, &e) && e.Code == fleet.CodeUnknown && !doubt:
+			doubt = true
+		default:
+			return true, err
+		}
+	}
+}
+
+func (s sink) find(ctx context.Context, id string) (bool, error) {
+	call, cancel := context.WithTimeout(ctx, sinkCall)
+	defer cancel()
+	_, found, err := s.to.Find(call, id)
+	return found, err
+}
+
+func (s sink) propose(ctx context.Context, v *state.View, o *op.Op, args catalog.SinkArgs) error {
+	c := command(fleet.LoopDeliver, o, args)
+	c.Term, c.Salt = v.Term, salt()
+	out, err := s.cfg.Propose(ctx, c)
+	if err == nil && out.Err != nil {
+		return out.Err
+	}
+	return err
+}

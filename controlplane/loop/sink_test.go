@@ -1,0 +1,319 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"footplate/controlplane/catalog"
+	"footplate/controlplane/op"
+	"footplate/controlplane/state"
+	"footplate/fleet"
+)
+
+// sinkWorld is a control plane whose log is a slice, and a place outside that
+// takes posts, with faults.
+type sinkWorld struct {
+	mu    sync.Mutex
+	st    *state.State
+	view  *state.View
+	newer chan struct{}
+	ops   *op.Registry
+	index uint64
+
+	rnd    *rand.Rand
+	faults bool
+	lead   context.CancelFunc // ends the office of whoever leads
+	posts  []string           // ids, in the order in which they arrived
+	texts  []string
+	down   bool
+	late   sync.WaitGroup // posts that are still on their way
+}
+
+func newSinkWorld(seed uint64) *sinkWorld {
+	w := &sinkWorld{
+		st: state.New(), newer: make(chan struct{}), rnd: rand.New(rand.NewPCG(seed, 1)),
+		ops: op.NewRegistry(catalog.SinkOpen, catalog.SinkSending, catalog.SinkSent, catalog.SinkDead, catalog.SinkFailing),
+	}
+	w.st.Cluster, w.st.Epoch = "c1", 1
+	w.view = w.st.Publish()
+	return w
+}
+
+func (w *sinkWorld) now() fleet.Time { return fleet.TimeOf(time.Now()) }
+
+// say puts lines into the channel.
+func (w *sinkWorld) say(n int, group bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.index++
+	w.st.Begin(w.index, w.now())
+	for range n {
+		w.st.Line++
+		w.st.Entry++
+		w.st.Channel.Put(fleet.EntryNo(w.st.Line), state.Line{
+			N: w.st.Line, At: w.st.Clock, By: "alice", Outcome: fleet.EntryDone, Text: fmt.Sprintf("line %d", w.st.Line),
+			First: w.st.Entry, Last: w.st.Entry, Count: 1, Group: group,
+		})
+		if w.st.Line > state.ChannelKeep {
+			w.st.Channel.Delete(fleet.EntryNo(w.st.Line - state.ChannelKeep))
+		}
+	}
+	w.published()
+}
+
+func (w *sinkWorld) published() {
+	w.view = w.st.Publish()
+	close(w.newer)
+	w.newer = make(chan struct{})
+}
+
+func (w *sinkWorld) View() *state.View {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.view
+}
+
+func (w *sinkWorld) propose(ctx context.Context, c state.Command) (state.Outcome, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ctx.Err() != nil || w.strikes() && w.office() {
+		return state.Outcome{}, fleet.Unavailablef("not the leader: nothing was done")
+	}
+	w.index++
+	out, err := w.ops.Apply(w.st, w.index, state.Batch{At: w.now(), Commands: []state.Command{c}}, nil)
+	if err != nil {
+		panic(err)
+	}
+	w.published()
+	if w.strikes() && w.office() {
+		return state.Outcome{}, fleet.Unknownf("leadership was lost: the outcome is unknown")
+	}
+	return out.Outcomes[0], nil
+}
+
+func (w *sinkWorld) strikes() bool { return w.faults && w.rnd.IntN(6) == 0 }
+
+// office takes the office away from whoever leads.
+func (w *sinkWorld) office() bool {
+	w.lead()
+	return true
+}
+
+// Post is Poster's.
+func (w *sinkWorld) Post(ctx context.Context, id, text, _ string) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.down:
+		return "", fleet.Unavailablef("slack is down")
+	case w.strikes(): // never arrives
+		return "", fleet.Unavailablef("slow down: nothing was posted")
+	case w.strikes(): // arrives, and nobody hears of it
+		w.arrived(id, text)
+		return "", fleet.Unknownf("no answer")
+	case w.strikes(): // perhaps
+		return "", fleet.Unknownf("no answer")
+	case w.strikes(): // the leader dies while it is on its way
+		after := time.Duration(w.rnd.IntN(int(sinkCall)))
+		w.late.Go(func() {
+			time.Sleep(after)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.arrived(id, text)
+		})
+		w.office()
+		return "", ctx.Err()
+	}
+	w.arrived(id, text)
+	return id, nil
+}
+
+func (w *sinkWorld) arrived(id, text string) {
+	w.posts = append(w.posts, id)
+	w.texts = append(w.texts, text)
+}
+
+// Find is Poster's.
+func (w *sinkWorld) Find(_ context.Context, id string) (string, bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.strikes() {
+		return "", false, errors.New("no answer")
+	}
+	for _, p := range w.posts {
+		if p == id {
+			return p, true, nil
+		}
+	}
+	return "", false, nil
+}
+
+// run lets leaders follow one another until ctx ends.
+func (w *sinkWorld) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		lead, cancel := context.WithCancel(ctx)
+		w.mu.Lock()
+		w.lead = cancel
+		w.mu.Unlock()
+		RunSink(lead, Config{
+			View: w.View, Now: w.now, Propose: w.propose, Log: slog.New(slog.DiscardHandler),
+			WaitView: func(ctx context.Context, _ uint64) (*state.View, error) {
+				w.mu.Lock()
+				newer := w.newer
+				w.mu.Unlock()
+				select {
+				case <-newer:
+				case <-ctx.Done():
+				}
+				return w.View(), ctx.Err()
+			},
+		}, "slack", w)
+		cancel()
+	}
+}
+
+// play runs f beside the leaders, and then waits until everything is there.
+func (w *sinkWorld) play(t *testing.T, f func()) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() { w.run(ctx) })
+		for {
+			if _, ok := w.View().Sinks.Get("slack"); ok {
+				break
+			}
+			time.Sleep(time.Second)
+		}
+		f()
+		for deadline := time.Now().Add(24 * time.Hour); ; time.Sleep(time.Second) {
+			v := w.View()
+			if s, _ := v.Sinks.Get("slack"); s.Sent == v.Line {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("it never got there")
+			}
+		}
+		cancel()
+		all.Wait()
+		w.late.Wait()
+	})
+}
+
+// TestSinkOnce: whatever fails and whoever leads, each line gets there once and
+// in order.
+func TestSinkOnce(t *testing.T) {
+	for seed := range uint64(30) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			w := newSinkWorld(seed)
+			w.faults = true
+			first := uint64(0)
+			w.play(t, func() {
+				first = w.View().Line
+				for range 40 {
+					w.mu.Lock()
+					n, group, gap := 1+w.rnd.IntN(4), w.rnd.IntN(3) == 0, time.Duration(w.rnd.IntN(3000))*time.Millisecond
+					w.mu.Unlock()
+					w.say(n, group)
+					time.Sleep(gap)
+				}
+			})
+			seen := make(map[string]bool)
+			for _, id := range w.posts {
+				if seen[id] {
+					t.Errorf("%s was posted twice", id)
+				}
+				seen[id] = true
+			}
+			next := first + 1
+			for _, text := range w.texts {
+				if strings.Contains(text, "could not be posted") {
+					t.Fatalf("a digest, though little waited: %s", text)
+				}
+				for _, l := range strings.Split(text, "\n") {
+					if !strings.Contains(l, "alice: ") {
+						next++ // of the delivery itself
+						continue
+					}
+					if want := fmt.Sprintf("alice: line %d [", next); !strings.Contains(l, want) {
+						t.Fatalf("got %q where line %d is due", l, next)
+					}
+					next++
+				}
+			}
+			if next != w.View().Line+1 {
+				t.Errorf("the last line there is %d of %d", next-1, w.View().Line)
+			}
+		})
+	}
+}
+
+// TestSinkOutage: an hour without the sink makes one digest, not a flood, and
+// is said in the channel once.
+func TestSinkOutage(t *testing.T) {
+	w := newSinkWorld(1)
+	said := 0
+	w.play(t, func() {
+		w.mu.Lock()
+		w.down = true
+		w.mu.Unlock()
+		for range 60 {
+			w.say(30, false)
+			time.Sleep(time.Minute)
+		}
+		s, _ := w.View().Sinks.Get("slack")
+		if s.FailingAt == 0 || s.Why != "slack is down" {
+			t.Errorf("the sink is said to be well: %+v", s)
+		}
+		w.mu.Lock()
+		w.down = false
+		w.mu.Unlock()
+	})
+	for id := range w.View().Outbox.All() {
+		_ = id
+		said++
+	}
+	if said != 2 { // it opened, and it failed
+		t.Errorf("%d lines tell of the delivery itself", said)
+	}
+	if len(w.posts) > 3 || len(w.posts) == 0 || !strings.Contains(w.texts[len(w.texts)-1], "could not be posted") {
+		t.Errorf("%d posts after the outage, the last is %q", len(w.posts), w.texts)
+	}
+}
+
+// TestNextPost: a line that may still grow waits until it cannot, and what
+// waits goes together.
+func TestNextPost(t *testing.T) {
+	w := newSinkWorld(1)
+	w.say(3, false)
+	w.say(1, true)
+	v, now := w.View(), w.now()
+	none := state.Sink{Name: "slack"}
+	if upto, text := NextPost(now, v, none); upto != 3 || strings.Count(text, "\n") != 2 {
+		t.Errorf("first lines up to %d: %s", upto, text)
+	}
+	if upto, _ := NextPost(now, v, state.Sink{Sent: 3}); upto != 0 {
+		t.Errorf("line %d is sent though it may grow", upto)
+	}
+	if upto, _ := NextPost(now.Add(state.LineGrows), v, state.Sink{Sent: 3}); upto != 4 {
+		t.Errorf("line %d, not 4, when it has stopped growing", upto)
+	}
+	// In doubt the same is made again, whatever came since.
+	_, before := NextPost(now, v, none)
+	w.say(10, false)
+	if upto, again := NextPost(now, w.View(), state.Sink{Sending: 3}); upto != 3 || again != before {
+		t.Errorf("a repeat goes up to %d:\n%s\ninstead of\n%s", upto, again, before)
+	}
+	w.say(sinkDigest, false)
+	if upto, text := NextPost(now, w.View(), none); upto != w.View().Line || !strings.Contains(text, "could not be posted") {
+		t.Errorf("no digest: up to %d, %s", upto, text)
+	}
+}
