@@ -46,6 +46,10 @@ const (
 	// WatchdogAfter: a leader one of whose loops has not decided for this long
 	// gives up its office.
 	WatchdogAfter = 15 * time.Second
+	// StepEvery is how close two steps of a loop follow one another. Each log
+	// entry wakes every loop: what changes within so short a time is seen in one
+	// step, and the loops do not stand in the way of whoever makes the changes.
+	StepEvery = 5 * time.Millisecond
 	// DeliverEvery is the pause between two deliveries: what came meanwhile goes
 	// with the next, and an action's line does not get in the way of the next
 	// action.
@@ -66,6 +70,8 @@ type Config struct {
 	Listen func(ctx context.Context, v *state.View) Heard
 	// Providers are where hosts come from, by name.
 	Providers map[string]provider.Provider
+	// Sinks are where the channel goes beside the console, by name.
+	Sinks map[string]Poster
 	// Join is what a new machine is told.
 	Join func() provider.Join
 	// StepDown hands the office to another node.
@@ -115,6 +121,9 @@ func Run(ctx context.Context, cfg Config) {
 			r.run(ctx)
 		})
 	}
+	for name, to := range cfg.Sinks {
+		all.Go(func() { RunSink(ctx, cfg, name, to) })
+	}
 	all.Go(func() {
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
@@ -147,6 +156,7 @@ type runner struct {
 
 func (r *runner) run(ctx context.Context) {
 	for {
+		began := time.Now()
 		v := r.cfg.View()
 		commands := r.step(ctx, v)
 		r.decided.Store(time.Now().UnixNano())
@@ -157,17 +167,18 @@ func (r *runner) run(ctx context.Context) {
 		if len(commands) > 0 {
 			pause(ctx, r.rest)
 		}
+		pause(ctx, StepEvery-time.Since(began))
 		if ctx.Err() != nil {
 			return
 		}
 		wait, cancel := context.WithTimeout(ctx, TickEvery)
-		_, _ = r.cfg.WaitView(wait, r.cfg.View().Index)
+		_, _ = r.cfg.WaitView(wait, v.Index) // also for what changed since the step
 		cancel()
 	}
 }
 
 func pause(ctx context.Context, d time.Duration) {
-	if d == 0 {
+	if d <= 0 {
 		return
 	}
 	t := time.NewTimer(d)
