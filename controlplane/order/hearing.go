@@ -40,6 +40,7 @@ type Heard struct {
 // how long it has listened and heard nothing of one, and whether it ever did.
 func (b *Book) Listen(v *state.View, silent func(fleet.Host) (fleet.Duration, bool)) Heard {
 	var out Heard
+	clear(b.over) // what the look before has found is in the log by now, or was not to be
 	for id, h := range v.Hosts.All() {
 		if h.State != fleet.HostReady {
 			continue
@@ -55,6 +56,9 @@ func (b *Book) Listen(v *state.View, silent func(fleet.Host) (fleet.Duration, bo
 		out.Unstarted = append(out.Unstarted, b.unstarted(v, h)...)
 	}
 	out.Unstarted = append(out.Unstarted, b.neverHeld(v)...)
+	for _, id := range out.Unstarted {
+		b.void[id] = struct{}{}
+	}
 	return out
 }
 
@@ -69,6 +73,7 @@ func (b *Book) Judge(h *Heard, v *state.View, q lease.Question, answers []api.Te
 		one := &h.Hosts[at]
 		if lease.Lost(q, of, now) && b.settled(v, one.Host, q.AskedAt) {
 			one.Over = true
+			b.over[one.Host] = true
 			one.Why = fmt.Sprintf("no majority of the nodes has heard it for %s: its tasks have ended by themselves", h.Ask[i].FenceAfter)
 		}
 	}

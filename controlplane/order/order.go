@@ -47,7 +47,12 @@ type Book struct {
 	since     lease.Mono
 	delivered map[fleet.AttemptID]Delivery
 	heard     map[fleet.HostID]heard
-	full      int // number of deliveries at which those that are over are dropped
+	// What was found to be over is not offered any more: the finding is on its
+	// way into the log, and an order that overtakes it would start what somebody
+	// else is given then.
+	over map[fleet.HostID]bool        // by the newest look at all hosts
+	void map[fleet.AttemptID]struct{} // for the rest of the term
+	full int                          // number of deliveries at which those that are over are dropped
 }
 
 // fewDeliveries are not worth tidying.
@@ -71,6 +76,7 @@ func Open(term uint64, since lease.Mono) *Book {
 	return &Book{
 		term: term, since: since, full: fewDeliveries,
 		delivered: make(map[fleet.AttemptID]Delivery), heard: make(map[fleet.HostID]heard),
+		over: make(map[fleet.HostID]bool), void: make(map[fleet.AttemptID]struct{}),
 	}
 }
 
@@ -150,7 +156,7 @@ func proves(v *state.View, at fleet.Attempt) bool {
 // to have no place in the fleet; offers is Book.Offers of the present moment.
 // Members and nodes are those that the agent is told of; Known is the digest of
 // all this.
-func Answer(v *state.View, q *api.Sync, leave bool, offers func(fleet.AttemptID) bool, members uint64, nodes []api.NodeAddr) api.SyncReply {
+func Answer(v *state.View, q *api.Sync, leave bool, offers func(fleet.Attempt) bool, members uint64, nodes []api.NodeAddr) api.SyncReply {
 	r := api.SyncReply{FenceAfter: fleet.DefaultFenceAfter, Leave: leave, Members: members, Nodes: nodes}
 	if h, ok := v.Hosts.Get(q.Host); ok {
 		r.Leave = leave || h.State == fleet.HostEnding || h.State == fleet.HostGone
@@ -179,7 +185,7 @@ func Answer(v *state.View, q *api.Sync, leave bool, offers func(fleet.AttemptID)
 	if !r.Leave {
 		for _, at := range v.LiveOn(q.Host) {
 			if at.Phase != fleet.PhaseAssigned || at.Boot != q.Boot || at.Incarnation != q.Incarnation || at.Cancel || holds[at.ID] ||
-				!offers(at.ID) {
+				!offers(at) {
 				continue
 			}
 			if of, ok := v.Builds.Get(at.Build); ok {
@@ -192,8 +198,11 @@ func Answer(v *state.View, q *api.Sync, leave bool, offers func(fleet.AttemptID)
 }
 
 // Offers reports whether an attempt may still be offered to its host.
-func (b *Book) Offers(id fleet.AttemptID, now lease.Mono) bool {
-	d, ok := b.delivered[id]
+func (b *Book) Offers(at fleet.Attempt, now lease.Mono) bool {
+	if _, void := b.void[at.ID]; void || b.over[at.Host] {
+		return false
+	}
+	d, ok := b.delivered[at.ID]
 	return !ok || now.Sub(d.First) < offerFor
 }
 
@@ -204,8 +213,17 @@ func Due(q *api.Sync, r *api.SyncReply, held fleet.Duration) bool {
 }
 
 // Deliver notes that the orders of r are on their way, and puts its stamp on it.
-// It is called before r is sent.
+// It is called before r is sent. An order that must not be given any more, by
+// what was found since r was made, is taken out.
 func (b *Book) Deliver(v *state.View, r *api.SyncReply, now lease.Mono) {
+	given := len(r.Start)
+	r.Start = slices.DeleteFunc(r.Start, func(o api.Order) bool {
+		at, ok := v.Attempts.Get(o.Attempt)
+		return !ok || !b.Offers(at, now)
+	})
+	if len(r.Start) < given {
+		r.Known = digest(r)
+	}
 	r.Stamp = lease.Stamp{Term: b.term, At: now}
 	for _, o := range r.Start {
 		d, ok := b.delivered[o.Attempt]
@@ -219,6 +237,10 @@ func (b *Book) Deliver(v *state.View, r *api.SyncReply, now lease.Mono) {
 		return
 	}
 	maps.DeleteFunc(b.delivered, func(id fleet.AttemptID, _ Delivery) bool {
+		at, ok := v.Attempts.Get(id)
+		return !ok || !at.Live()
+	})
+	maps.DeleteFunc(b.void, func(id fleet.AttemptID, _ struct{}) bool {
 		at, ok := v.Attempts.Get(id)
 		return !ok || !at.Live()
 	})

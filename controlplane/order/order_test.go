@@ -96,7 +96,7 @@ func (w *world) answer(q *api.Sync) api.SyncReply {
 	if !w.book.Hear(q) {
 		w.t.Fatal("the sync is taken for a late one")
 	}
-	r := Answer(w.view(), q, false, func(id fleet.AttemptID) bool { return w.book.Offers(id, w.now) }, 7, nil)
+	r := Answer(w.view(), q, false, func(at fleet.Attempt) bool { return w.book.Offers(at, w.now) }, 7, nil)
 	w.book.Deliver(w.view(), &r, w.now)
 	return r
 }
@@ -175,6 +175,61 @@ func TestUnstartedUnderANewLeader(t *testing.T) {
 	w.book.Hear(w.sync(2, stamp))
 	if got := w.unstarted(); !slices.Equal(got, []fleet.AttemptID{id}) {
 		t.Errorf("unstarted %v", got)
+	}
+}
+
+// TestVerdictOvertaken: what was found to be over is not given to its host any
+// more, also when the answer was made before and not sent yet: the verdict is on
+// its way into the log, and somebody else is given the task then. (Seed 617 of
+// the simulator: a leader that had never delivered an attempt called it lost, and
+// delivered it 12 ms before that was logged.)
+func TestVerdictOvertaken(t *testing.T) {
+	for name, judge := range map[string]func(w *world){
+		"not started in time": func(w *world) {
+			w.book.Hear(w.sync(2, lease.Stamp{Term: term, At: w.now}))
+			if len(w.unstarted()) != 1 {
+				t.Fatal("it may still start")
+			}
+		},
+		"its host is silent": func(w *world) {
+			h := w.book.Listen(w.view(), func(fleet.Host) (fleet.Duration, bool) { return fleet.Hour, true })
+			q := lease.Question{AskedAt: w.now, Version: 7, Members: []fleet.NodeID{"n1"}}
+			w.book.Judge(&h, w.view(), q, []api.Testimony{{Node: "n1", Testimonies: []lease.Testimony{{Node: "n1", Version: 7, Silent: true}}}}, w.now)
+			if !h.Hosts[0].Over {
+				t.Fatal("its lease may hold still")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.assign("")
+			w.pass(fleet.Minute)
+			offers := func(at fleet.Attempt) bool { return w.book.Offers(at, w.now) }
+			made := Answer(w.view(), w.sync(3, lease.Stamp{}), false, offers, 7, nil)
+			if len(made.Start) != 1 {
+				t.Fatalf("it is not offered at all: %+v", made)
+			}
+			known := made.Known
+			judge(w)
+			if again := Answer(w.view(), w.sync(4, lease.Stamp{}), false, offers, 7, nil); len(again.Start) != 0 {
+				t.Error("it is offered after the verdict")
+			}
+			w.book.Deliver(w.view(), &made, w.now)
+			if len(made.Start) != 0 || made.Known == known {
+				t.Error("it is delivered after the verdict")
+			}
+		})
+	}
+}
+
+// TestHostHeardAgain: a host that was over and is heard again is given work.
+func TestHostHeardAgain(t *testing.T) {
+	w := newWorld(t)
+	w.assign("")
+	w.book.over["h1"] = true
+	w.unstarted()
+	if r := w.answer(w.sync(1, lease.Stamp{})); len(r.Start) != 1 {
+		t.Errorf("%+v", r)
 	}
 }
 
@@ -349,7 +404,8 @@ func TestBookIsTidied(t *testing.T) {
 	live := w.assign("")
 	var r api.SyncReply
 	for id := range fleet.AttemptID(fewDeliveries) {
-		r.Start = append(r.Start, api.Order{Attempt: 1000 + id})
+		w.book.delivered[1000+id] = Delivery{First: w.now, Last: w.now} // long ended
+		w.book.void[1000+id] = struct{}{}
 	}
 	w.book.Hear(&api.Sync{Host: "gone", Boot: "b", Incarnation: 1, Seq: 3})
 	w.book.Hear(w.sync(3, lease.Stamp{}))
@@ -357,6 +413,9 @@ func TestBookIsTidied(t *testing.T) {
 	w.book.Deliver(w.view(), &r, w.now)
 	if _, ok := w.book.Delivered(live); !ok || len(w.book.delivered) != 1 {
 		t.Errorf("%d deliveries are kept", len(w.book.delivered))
+	}
+	if len(w.book.void) != 0 {
+		t.Errorf("%d attempts that have ended are kept out", len(w.book.void))
 	}
 	if _, ok := w.book.Heard("gone"); ok {
 		t.Error("a host that the state does not know is kept")

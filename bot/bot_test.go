@@ -1,0 +1,596 @@
+package bot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"footplate/bot/bottest"
+	"footplate/controlplane/op"
+	"footplate/fleet"
+)
+
+const alice = fleet.Principal("slack:T1/U1")
+
+// screen is a surface that keeps what is on it.
+type screen struct {
+	mu    sync.Mutex
+	posts []*shown
+	err   error         // of the next posts
+	slow  time.Duration // that a post takes
+	blind bool          // nothing is found
+}
+
+type shown struct {
+	Post
+	at      Place
+	edits   int
+	whisper bool
+	file    string
+}
+
+func (s *screen) Post(ctx context.Context, at Place, p Post) (Ref, error) {
+	if s.slow > 0 {
+		select {
+		case <-time.After(s.slow):
+		case <-ctx.Done():
+			return Ref{}, ctx.Err()
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return Ref{}, s.err
+	}
+	s.posts = append(s.posts, &shown{Post: p, at: at})
+	id := fmt.Sprint(len(s.posts) - 1)
+	thread := at.Thread
+	if thread == "" {
+		thread = id
+	}
+	return Ref{Channel: at.Channel, ID: id, Thread: thread}, nil
+}
+
+func (s *screen) Update(_ context.Context, r Ref, p Post) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var n int
+	if _, err := fmt.Sscan(r.ID, &n); err != nil || n >= len(s.posts) {
+		return errors.New("no such message")
+	}
+	s.posts[n].Post = p
+	s.posts[n].edits++
+	return nil
+}
+
+func (s *screen) Whisper(_ context.Context, at Place, p Post) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.posts = append(s.posts, &shown{Post: p, at: at, whisper: true})
+	return nil
+}
+
+func (s *screen) Upload(_ context.Context, at Place, private bool, name, text string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.posts = append(s.posts, &shown{at: at, file: name + "\n" + text, whisper: private})
+	return nil
+}
+
+func (s *screen) Find(_ context.Context, _ Place, id string) (Ref, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, p := range s.posts {
+		if p.ID == id && !s.blind {
+			return Ref{ID: fmt.Sprint(i)}, true, nil
+		}
+	}
+	return Ref{}, false, nil
+}
+
+// texts returns the texts on the screen, each with how often it was edited.
+func (s *screen) texts() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, p := range s.posts {
+		t := p.Text
+		if p.Code != "" && t == "" {
+			t = p.Code
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+// in runs a test in a bubble with a control plane, a screen, and replicas of the bot.
+func in(t *testing.T, replicas int, f func(w *room)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &room{T: t, fleet: bottest.New(), screen: new(screen)}
+		w.fleet.Grant(alice, fleet.Operator)
+		ctx, cancel := context.WithCancel(t.Context())
+		w.ctx = ctx
+		for range replicas {
+			b, err := New(Config{Registry: w.fleet.Registry, API: w.fleet, Surface: w.screen, Secret: []byte("secret")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.bots = append(w.bots, b)
+		}
+		f(w)
+		cancel()
+		for _, b := range w.bots {
+			b.Wait()
+		}
+	})
+}
+
+type room struct {
+	*testing.T
+	ctx    context.Context
+	fleet  *bottest.Fleet
+	screen *screen
+	bots   []*Bot
+}
+
+// said is a message in a thread.
+func said(id, text string) Message {
+	return Message{ID: id, From: alice, Text: text, At: time.Now(), Place: Place{Channel: "C1", Thread: "t", User: "U1"}}
+}
+
+func slash(id, text string) Message {
+	m := said(id, text)
+	m.Private, m.At = true, time.Time{}
+	return m
+}
+
+func (w *room) handle(replica int, m Message) Post {
+	w.Helper()
+	begun := time.Now()
+	p, err := w.bots[replica].Handle(w.ctx, m)
+	if err != nil {
+		w.Errorf("%s: %v", m.Text, err)
+	}
+	if took := time.Since(begun); took > 2*time.Second {
+		w.Errorf("%s: answered after %s", m.Text, took)
+	}
+	return p
+}
+
+// done counts the entries of commands that were done.
+func (w *room) done() int {
+	n := 0
+	for _, e := range w.fleet.Entries() {
+		if e.Outcome == fleet.EntryDone {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *room) want(what string, got, want any) {
+	w.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		w.Errorf("%s: %v, want %v\n%s", what, got, want, strings.Join(w.screen.texts(), "\n"))
+	}
+}
+
+const scaled = `scaled pool "linux" from 2 to 3 hosts`
+
+// The same message at two replicas at once: one run, one answer.
+func TestOneAnswer(t *testing.T) {
+	in(t, 2, func(w *room) {
+		var wg sync.WaitGroup
+		for i := range 2 {
+			wg.Go(func() { w.handle(i, said("1", "pool scale linux +1")) })
+		}
+		wg.Wait()
+		time.Sleep(time.Minute)
+		w.want("done", w.done(), 1)
+		w.want("shown", w.screen.texts(), []string{scaled})
+	})
+}
+
+// The same to one replica twice, while the first still goes on.
+func TestSameDelivery(t *testing.T) {
+	in(t, 1, func(w *room) {
+		w.fleet.SetFault(func(*op.Op) bottest.Fault { return bottest.Fault{Delay: 400 * time.Millisecond} })
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() { w.want("answer", w.handle(0, slash("1", "pool scale linux +1")).Text, scaled) })
+		}
+		wg.Wait()
+		w.want("done", w.done(), 1)
+	})
+}
+
+// The replica that ran the command dies before it answers: another, to which the
+// message is delivered again, answers for it, and does not run it again.
+func TestAnswerForTheDead(t *testing.T) {
+	in(t, 2, func(w *room) {
+		w.screen.err = errors.New("killed")
+		w.handle(0, said("1", "pool scale linux +1"))
+		w.screen.err = nil
+		again := said("1", "pool scale linux +1")
+		again.Again = true
+		begun := time.Now()
+		w.handle(1, again)
+		if took := time.Since(begun); took > 0 {
+			w.Errorf("it was acknowledged after %s, though all that is left is to wait", took)
+		}
+		time.Sleep(time.Minute)
+		w.want("done", w.done(), 1)
+		w.want("shown", w.screen.texts(), []string{scaled})
+	})
+}
+
+// A question that is delivered again is answered again only if it was not before.
+func TestQuestionAgain(t *testing.T) {
+	in(t, 3, func(w *room) {
+		m := said("1", "pool list -o name")
+		w.handle(0, m)
+		m.Again = true
+		w.handle(1, m)
+		time.Sleep(time.Minute)
+		w.want("shown", len(w.screen.texts()), 1)
+	})
+}
+
+// What is said by a slow replica, when another may have taken it for dead, is looked
+// for before it is posted.
+func TestLateAnswer(t *testing.T) {
+	in(t, 2, func(w *room) {
+		w.fleet.SetFault(func(o *op.Op) bottest.Fault {
+			if o.Name != "pool scale" || w.fleet.Calls() > 0 {
+				return bottest.Fault{}
+			}
+			return bottest.Fault{After: fleet.Unknownf("the connection broke")}
+		})
+		w.screen.slow = 0
+		w.handle(0, said("1", "pool scale linux +1"))
+		time.Sleep(time.Minute)
+		w.want("done", w.done(), 1)
+		w.want("shown", w.screen.texts(), []string{scaled})
+		if w.screen.posts[0].edits != 1 {
+			t.Errorf("the card was edited %d times", w.screen.posts[0].edits)
+		}
+	})
+}
+
+// A command that comes again after more than a minute asks before it acts; the answer
+// runs it under its own key.
+func TestLateCommand(t *testing.T) {
+	in(t, 2, func(w *room) {
+		m := said("1", "pool scale linux +1")
+		m.Again = true
+		time.Sleep(5 * time.Minute)
+		w.handle(0, m)
+		time.Sleep(time.Minute)
+		w.want("done", w.done(), 0)
+		card := w.screen.posts[0]
+		w.want("question", card.Text, "this was said 5m ago, and reached the bot only now: do it still?")
+		w.click(1, alice, 0, 0)
+		w.want("done", w.done(), 1)
+		w.want("shown", w.screen.texts(), []string{scaled})
+		if e := w.fleet.Entries()[0]; e.Key != "1" {
+			t.Errorf("it ran under the key %q", e.Key)
+		}
+	})
+}
+
+// click presses a button of a card, and returns what the person alone is told.
+func (w *room) click(replica int, by fleet.Principal, card, button int) string {
+	w.Helper()
+	w.screen.mu.Lock()
+	c := *w.screen.posts[card]
+	w.screen.mu.Unlock()
+	return w.press(replica, by, card, c.Buttons[button].Value)
+}
+
+func (w *room) press(replica int, by fleet.Principal, card int, value string) string {
+	w.Helper()
+	p, err := w.bots[replica].Click(w.ctx, Click{
+		From: by, Place: Place{Channel: "C1", Thread: "t"}, Card: Ref{Channel: "C1", ID: fmt.Sprint(card), Thread: "t"}, Value: value,
+	})
+	if err != nil {
+		w.Error(err)
+	}
+	return p.Text
+}
+
+// A confirmation is of one plan, by one person, for a while, and once.
+func TestConfirmation(t *testing.T) {
+	in(t, 3, func(w *room) {
+		w.handle(0, said("1", "host drain linux-1"))
+		w.want("done", w.done(), 0)
+		buttons := slices.Clone(w.screen.posts[0].Buttons)
+		w.want("somebody else", w.click(1, "slack:T1/U2", 0, 0), "error: this is for slack:T1/U1 to decide")
+		w.want("forged", w.press(1, alice, 0, "AAAA"+buttons[0].Value[4:]), "error: this button is no good any more")
+		w.want("done", w.done(), 0)
+		// Both replicas take a click.
+		var wg sync.WaitGroup
+		for i := range 2 {
+			wg.Go(func() { w.press(i, alice, 0, buttons[0].Value) })
+		}
+		wg.Wait()
+		time.Sleep(time.Minute)
+		w.want("done", w.done(), 1)
+		// "Cancel" on an old screen, at another replica, does not say that nothing
+		// was done.
+		w.press(2, alice, 0, buttons[1].Value)
+		time.Sleep(time.Minute)
+		if got := w.screen.texts()[0]; strings.Contains(got, "nothing") {
+			t.Errorf("the card says %q", got)
+		}
+
+		w.handle(0, said("2", "host drain linux-2"))
+		last := len(w.screen.posts) - 1
+		time.Sleep(6 * time.Minute)
+		w.click(1, alice, last, 0)
+		w.want("done", w.done(), 1)
+		w.want("card", w.screen.texts()[last], "error: the question is more than 5m old: nothing was done")
+	})
+}
+
+// The same person repeating the same command within a minute is asked, whichever
+// replica has it; later, or in other words that mean something else, not.
+func TestDoubleEnter(t *testing.T) {
+	in(t, 2, func(w *room) {
+		w.want("first", w.handle(0, slash("1", "pool scale linux +1")).Text, scaled)
+		time.Sleep(10 * time.Second)
+		for i, again := range []string{"pool scale linux +1", `footplate  pool scale "linux" +1`} {
+			p := w.handle(i, slash(fmt.Sprint(i, "again"), again))
+			w.want("question", p.Text, "you have done the same 10s ago: "+scaled+" (entry 1). Do it again?")
+			w.want("buttons", len(p.Buttons), 2)
+		}
+		w.want("another", w.handle(1, slash("3", "pool scale linux +2")).Text, `scaled pool "linux" from 3 to 5 hosts`)
+		w.fleet.Grant("slack:T1/U2", fleet.Operator)
+		other := slash("4", "pool scale linux +1")
+		other.From = "slack:T1/U2"
+		w.want("somebody else", w.handle(1, other).Text, `scaled pool "linux" from 5 to 6 hosts`)
+		time.Sleep(time.Minute)
+		w.want("later", w.handle(1, slash("5", "pool scale linux +1")).Text, `scaled pool "linux" from 6 to 7 hosts`)
+		// What failed may be tried again at once.
+		for i := range 2 {
+			w.want("failed", w.handle(0, slash(fmt.Sprint("f", i), "host cordon linux-9")).Text, "error: there is no host linux-9")
+		}
+	})
+}
+
+// The second press waits for the first, which is still under way.
+func TestDoubleEnterWhileItRuns(t *testing.T) {
+	in(t, 1, func(w *room) {
+		w.fleet.SetFault(func(o *op.Op) bottest.Fault {
+			if o.Name != "pool scale" {
+				return bottest.Fault{}
+			}
+			return bottest.Fault{Delay: 500 * time.Millisecond}
+		})
+		var wg sync.WaitGroup
+		answers := make([]string, 2)
+		for i := range 2 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+				answers[i] = w.handle(0, slash(fmt.Sprint(i), "pool scale linux +1")).Text
+			})
+		}
+		wg.Wait()
+		w.want("done", w.done(), 1)
+		if answers[0] != scaled || !strings.HasPrefix(answers[1], "you have done the same") {
+			t.Errorf("answers %q", answers)
+		}
+	})
+}
+
+// Nothing was proposed: it is said, or left to be delivered again; the last time it is
+// said in any case.
+func TestUnavailable(t *testing.T) {
+	in(t, 1, func(w *room) {
+		w.fleet.SetFault(func(*op.Op) bottest.Fault { return bottest.Fault{Before: fleet.Unavailablef("there is no leader")} })
+		w.want("answer", w.handle(0, slash("1", "pool scale linux +1")).Text, "error: there is no leader: nothing was done")
+		m := said("2", "pool scale linux +1")
+		if _, err := w.bots[0].Handle(w.ctx, m); fleet.CodeOf(err) != fleet.CodeUnavailable {
+			t.Errorf("it was taken: %v", err)
+		}
+		if _, err := w.bots[0].Handle(w.ctx, said("3", "pool list")); fleet.CodeOf(err) != fleet.CodeUnavailable {
+			t.Errorf("it was taken: %v", err)
+		}
+		w.want("shown", len(w.screen.texts()), 0)
+		m.Again, m.Last = true, true
+		w.handle(0, m)
+		time.Sleep(time.Minute)
+		w.want("shown", w.screen.texts(), []string{"error: there is no leader: nothing was done"})
+		w.fleet.SetFault(nil)
+		m = said("4", "pool scale linux +1")
+		w.handle(0, m)
+		w.want("done", w.done(), 1)
+	})
+}
+
+// A fate that is not known is never called "nothing was done": the bot asks again with
+// the key, however long it takes.
+func TestUnknown(t *testing.T) {
+	in(t, 1, func(w *room) {
+		n := 0
+		w.fleet.SetFault(func(o *op.Op) bottest.Fault {
+			if o.Name != "pool scale" {
+				return bottest.Fault{}
+			}
+			switch n++; {
+			case n == 1:
+				return bottest.Fault{After: fleet.Unknownf("the connection broke")}
+			case n < 5:
+				return bottest.Fault{Before: fleet.Unavailablef("there is no leader: nothing was done")}
+			}
+			return bottest.Fault{}
+		})
+		w.want("answer", w.handle(0, slash("1", "pool scale linux +1")).Text, "it is not known yet whether pool scale was done")
+		time.Sleep(time.Minute)
+		w.want("done", w.done(), 1)
+		w.want("whispered", w.screen.texts(), []string{scaled})
+
+		w.fleet.SetFault(func(*op.Op) bottest.Fault { return bottest.Fault{Before: fleet.Unknownf("the connection broke")} })
+		w.handle(0, slash("2", "pool scale linux +5"))
+		time.Sleep(10 * time.Minute)
+		w.want("given up", w.screen.texts()[1], "error: it is not known whether pool scale was done")
+	})
+}
+
+// A control plane that hangs costs the person who asks two seconds, and nobody else
+// anything.
+func TestHanging(t *testing.T) {
+	in(t, 1, func(w *room) {
+		w.fleet.SetFault(func(o *op.Op) bottest.Fault {
+			if o.Name == "pool scale" {
+				return bottest.Fault{Delay: time.Hour}
+			}
+			return bottest.Fault{}
+		})
+		w.want("answer", w.handle(0, slash("1", "pool scale linux +1")).Text, "it is not known yet whether pool scale was done")
+		w.want("others", w.handle(0, slash("2", "pool list -o name")).Code, "linux")
+		w.fleet.SetFault(nil)
+		time.Sleep(time.Minute)
+		w.want("done", w.done(), 1)
+		// A chat that hangs holds up nobody either.
+		w.screen.slow = time.Hour
+		w.handle(0, said("3", "pool list"))
+	})
+}
+
+// No command that the catalog knows breaks the parser, the help or the rendering.
+func TestEveryOperation(t *testing.T) {
+	in(t, 1, func(w *room) {
+		w.fleet.Grant(alice, fleet.Admin)
+		b := w.bots[0]
+		for i, o := range w.fleet.Registry.Ops() {
+			if o.Hidden() {
+				continue
+			}
+			p, err := help(w.fleet.Registry, strings.Fields(o.Name), nil)
+			if err != nil || !strings.Contains(p.Code, o.Usage()) {
+				t.Errorf("help %s: %v", o.Name, err)
+			}
+			for j, e := range o.Examples {
+				words, err := op.Split(e)
+				if err != nil {
+					t.Fatal(err)
+				}
+				call, err := b.parse(words)
+				if err != nil {
+					if !strings.Contains(fleet.AsError(err).Msg, "chat") {
+						t.Errorf("%s: %v", e, err)
+					}
+					continue
+				}
+				if call.Op != o {
+					t.Errorf("%s is %s", e, call.Op.Name)
+				}
+				if o.Kind == op.KindMutation && !slices.Contains(words, "--dry-run") {
+					e += " --dry-run"
+				}
+				w.handle(0, said(fmt.Sprint("e", i, "-", j), e))
+			}
+		}
+		w.fleet.Grant(alice, fleet.Viewer)
+		if p := w.handle(0, slash("h1", "help")); strings.Contains(p.Code, "drain") || !strings.Contains(p.Code, "pool") {
+			t.Errorf("the help of a viewer:\n%s", p.Code)
+		}
+		w.fleet.Grant(alice, "")
+		if p := w.handle(0, slash("h2", "help")); strings.Contains(p.Code, "pool") || !strings.Contains(p.Note, "access grant slack:T1/U1") {
+			t.Errorf("the help of nobody:\n%s\n%s", p.Code, p.Note)
+		}
+	})
+}
+
+// What breaks the bot is an answer, and the bot lives on.
+func TestPanic(t *testing.T) {
+	in(t, 1, func(w *room) {
+		w.fleet.SetFault(func(*op.Op) bottest.Fault { panic("broken") })
+		w.want("answer", w.handle(0, slash("1", "pool list")).Text, "error: the bot failed at this, and has logged why (1)")
+		w.fleet.SetFault(nil)
+		w.want("answer", w.handle(0, slash("2", "pool list -o name")).Code, "linux")
+	})
+}
+
+// A ticket is good for those who made it alone.
+func TestTicket(t *testing.T) {
+	a, err := newSealer([]byte("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := newSealer([]byte("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := ticket{Ask: askConfirm, Line: "host drain linux-1 --reason 's3cret'", Key: "k", Plan: "p", By: alice, Until: 1, Accept: true}
+	v, err := a.seal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := a.open(v); err != nil || got != want {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := b.open(v); err == nil {
+		t.Error("another secret opens it")
+	}
+	for i := range v {
+		if _, err := a.open(v[:i] + "A" + v[i+1:]); err == nil && v[i] != 'A' && i < len(v)-1 {
+			t.Errorf("changed at %d, and taken", i)
+		}
+	}
+	want.Line = strings.Repeat("x", 2000)
+	if _, err := a.seal(want); fleet.CodeOf(err) != fleet.CodeInvalid {
+		t.Errorf("too long: %v", err)
+	}
+}
+
+// Whatever is typed, it is read or refused with a word, and what is read again from
+// what the bot would put into a button means the same.
+func FuzzParse(f *testing.F) {
+	fl := bottest.New()
+	for _, o := range fl.Registry.Ops() {
+		for _, e := range o.Examples {
+			f.Add(e)
+		}
+	}
+	f.Add("host cordon - -- -f")
+	f.Add("build submit --follow -f=x --file=")
+	b, err := New(Config{Registry: fl.Registry, API: fl, Surface: new(screen), Secret: []byte("secret")})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		words, err := op.Split(line)
+		if err != nil {
+			return
+		}
+		call, err := b.parse(words)
+		if err != nil {
+			if e := fleet.AsError(err); e.Msg == "" || e.Code == fleet.CodeInternal {
+				t.Errorf("%q: %v", line, err)
+			}
+			return
+		}
+		if call.Op.Hidden() {
+			t.Errorf("%q is %s, which is nobody's", line, call.Op.Name)
+		}
+		one := run{Bot: b, by: alice, call: call}
+		words, err = op.Split(strings.TrimSpace(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := b.parse(words)
+		if err != nil || (&run{Bot: b, by: alice, call: again}).sameness() != one.sameness() {
+			t.Errorf("%q means another thing the second time: %v", line, err)
+		}
+		if p := b.redact(Post{Echo: line, Text: line, Code: line}); strings.ContainsAny(p.Echo, "\n\x00\x1b") || strings.ContainsAny(p.Code, "\x00\x1b") {
+			t.Errorf("%q is echoed as %q", line, p.Echo)
+		}
+	})
+}
