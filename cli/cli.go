@@ -176,11 +176,11 @@ func SessionOf(cmd *cobra.Command, surface string) (*Session, *Connection, error
 	}
 	s := p.Session
 	s.via = surface + "/" + Version
-	addrs, token, err := s.settings.endpoint()
+	to, err := s.settings.endpoint()
 	if err != nil {
 		return nil, nil, err
 	}
-	conn, err := connect(addrs, token, s.via, s.settings.timeout.Std())
+	conn, err := connect(to, s.via, s.settings.timeout.Std())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/certs"
 	"footplate/controlplane/client"
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
@@ -20,13 +22,24 @@ type Connection struct{ client *client.Client }
 
 // connect makes a connection; nothing is sent yet. What can be tried again is
 // tried again for as long as retry; the client's own measure when it is zero.
-func connect(addrs []string, token, via string, retry time.Duration) (*Connection, error) {
-	c, err := client.New(client.Config{Addrs: addrs, Token: token, Via: via, Retry: retry})
+func connect(to endpoint, via string, retry time.Duration) (*Connection, error) {
+	cfg := client.Config{Addrs: to.addrs, Token: to.token, Via: via, Retry: retry}
+	if to.ca != "" {
+		ca, err := certs.OpenAuthority(to.ca, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return nil, fleet.AsError(err).WithHint("--ca FILE, or FOOTPLATE_CA: ca.pem of footplate tls init")
+		}
+		cfg.Dial = ca.Dial
+	}
+	c, err := client.New(cfg)
 	if err != nil {
 		return nil, err
 	}
 	return &Connection{c}, nil
 }
+
+// Client returns the client behind the connection.
+func (c *Connection) Client() *client.Client { return c.client }
 
 func (c *Connection) do(ctx context.Context, o *op.Op, args any, r api.Request) (api.Reply, error) {
 	reply, err := c.client.Do(ctx, o, args, client.Options{

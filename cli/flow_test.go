@@ -555,7 +555,7 @@ func TestChannelLines(t *testing.T) {
 			}
 		}
 	}
-	c, err := connect([]string{n.URL}, "secret", "test", 0)
+	c, err := connect(endpoint{addrs: []string{n.URL}, token: "secret"}, "test", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -163,34 +163,39 @@ func TestBuildFileGivesDefaults(t *testing.T) {
 func TestEndpoint(t *testing.T) {
 	dir := t.TempDir()
 	context := filepath.Join(dir, "context.yaml")
-	if err := os.WriteFile(context, []byte("addr: 127.0.0.1:1, http://n2:2/\ntoken: from-file\n"), 0o600); err != nil {
+	if err := os.WriteFile(context, []byte("addr: 127.0.0.1:1, http://n2:2/\ntoken: from-file\nca: from-file.pem\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	rows := []struct {
 		name       string
 		flags      settings
 		addr, tok  string // of the environment
+		ca         string
 		file       string
 		wantAddrs  []string
 		wantToken  string
+		wantCA     string
 		wantFailed fleet.Code
 	}{
-		{"nothing", settings{}, "", "", "", nil, "", fleet.CodeInvalid},
-		{"environment", settings{}, "http://a:1,b:2", "t", "", []string{"http://a:1", "http://b:2"}, "t", ""},
-		{"flags go first", settings{addr: "c:3", token: "u"}, "http://a:1", "t", "", []string{"http://c:3"}, "u", ""},
-		{"file", settings{}, "", "", context, []string{"http://127.0.0.1:1", "http://n2:2"}, "from-file", ""},
-		{"the file's token stays with its address", settings{addr: "evil:1"}, "", "", context, []string{"http://evil:1"}, "", ""},
-		{"a named file must be there", settings{}, "", "", filepath.Join(dir, "none"), nil, "", fleet.CodeInvalid},
+		{"nothing", settings{}, "", "", "", "", nil, "", "", fleet.CodeInvalid},
+		{"environment", settings{}, "http://a:1,b:2", "t", "", "", []string{"http://a:1", "http://b:2"}, "t", "", ""},
+		{"flags go first", settings{addr: "c:3", token: "u"}, "http://a:1", "t", "", "", []string{"http://c:3"}, "u", "", ""},
+		{"an authority means TLS", settings{}, "a:1,http://b:2", "t", "e.pem", "", []string{"https://a:1", "http://b:2"}, "t", "e.pem", ""},
+		{"its flag goes first", settings{ca: "f.pem"}, "a:1", "t", "e.pem", "", []string{"https://a:1"}, "t", "f.pem", ""},
+		{"file", settings{}, "", "", "", context, []string{"https://127.0.0.1:1", "http://n2:2"}, "from-file", "from-file.pem", ""},
+		{"the file's token stays with its address", settings{addr: "evil:1"}, "", "", "", context, []string{"http://evil:1"}, "", "", ""},
+		{"a named file must be there", settings{}, "", "", "", filepath.Join(dir, "none"), nil, "", "", fleet.CodeInvalid},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			t.Setenv("FOOTPLATE_ADDR", row.addr)
 			t.Setenv("FOOTPLATE_TOKEN", row.tok)
+			t.Setenv("FOOTPLATE_CA", row.ca)
 			t.Setenv("FOOTPLATE_CONTEXT", row.file)
 			t.Setenv("XDG_CONFIG_HOME", dir)
-			addrs, token, err := row.flags.endpoint()
-			if fleet.CodeOf(err) != row.wantFailed || token != row.wantToken || !cmp.Equal(addrs, row.wantAddrs) {
-				t.Errorf("endpoint: %q, %q, %v", addrs, token, err)
+			to, err := row.flags.endpoint()
+			if fleet.CodeOf(err) != row.wantFailed || to.token != row.wantToken || to.ca != row.wantCA || !cmp.Equal(to.addrs, row.wantAddrs) {
+				t.Errorf("endpoint: %+v, %v", to, err)
 			}
 		})
 	}

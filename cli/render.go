@@ -16,6 +16,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"footplate/controlplane/catalog"
 	"footplate/controlplane/op"
 	"footplate/fleet"
 )
@@ -206,7 +207,7 @@ func (p printer) names(o *op.Op, cols []column, rows []reflect.Value) error {
 }
 
 // csv writes every field that is not itself a list or an object. Times are RFC
-// 3339, as in JSON.
+// 3339, as in JSON. Texts are kept from being taken for formulas.
 func (p printer) csv(cols []column, rows []reflect.Value) error {
 	cols = slices.DeleteFunc(slices.Clone(cols), func(c column) bool { return nested(c.field.Type) })
 	w := csv.NewWriter(p.out)
@@ -219,7 +220,11 @@ func (p printer) csv(cols []column, rows []reflect.Value) error {
 	}
 	for _, r := range rows {
 		for i, c := range cols {
-			record[i] = plain(r.FieldByIndex(c.field.Index))
+			f := r.FieldByIndex(c.field.Index)
+			record[i] = plain(f)
+			if f.Kind() == reflect.String {
+				record[i] = catalog.Cell(record[i])
+			}
 		}
 		if err := w.Write(record); err != nil {
 			return err

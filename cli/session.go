@@ -61,11 +61,11 @@ func (f failed) Error() string { return fmt.Sprintf("exit code %d", f.exit) }
 // and bad usage need none.
 func (s *Session) dial() (cluster, error) {
 	if s.dialed == nil {
-		addrs, token, err := s.settings.endpoint()
+		to, err := s.settings.endpoint()
 		if err != nil {
 			return nil, err
 		}
-		c, err := connect(addrs, token, s.via, s.settings.timeout.Std())
+		c, err := connect(to, s.via, s.settings.timeout.Std())
 		if err != nil {
 			return nil, err
 		}
@@ -112,6 +112,11 @@ func (s *Session) run(ctx context.Context, sf Surface, o *op.Op, words []string)
 	}
 	if readIn {
 		sf.Ask = nil // the answer would have to come from where the names came
+	}
+	if o.Name == catalog.AuditVerify.Name {
+		if l.words, err = anchorFiles(l.words); err != nil {
+			return Done{}, err
+		}
 	}
 	call, err := s.registry.ParseWords(append(strings.Fields(o.Name), l.words...))
 	if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,8 +14,8 @@ import (
 
 // settings are what the program itself takes, beside the operations' own flags.
 type settings struct {
-	addr, token, color string
-	timeout            fleet.Duration
+	addr, token, ca, color string
+	timeout                fleet.Duration
 }
 
 // programFlag is a flag of the program.
@@ -24,6 +25,7 @@ func programFlags() []programFlag {
 	return []programFlag{
 		{"addr", "URL", "where the nodes are, with commas between (FOOTPLATE_ADDR)"},
 		{"token", "TOKEN", "who you are (FOOTPLATE_TOKEN)"},
+		{"ca", "FILE", "the cluster's ca.pem, or its folder, when the nodes have TLS (FOOTPLATE_CA)"},
 		{"request-timeout", "DURATION", "give up after this long; 30s when it is not given"},
 		{"color", "WHEN", "auto, always or never"},
 	}
@@ -31,7 +33,7 @@ func programFlags() []programFlag {
 
 func (s *settings) has(flag string) bool {
 	switch flag {
-	case "addr", "token", "color", "request-timeout":
+	case "addr", "token", "ca", "color", "request-timeout":
 		return true
 	}
 	return false
@@ -43,6 +45,8 @@ func (s *settings) set(flag, value string) error {
 		s.addr = value
 	case "token":
 		s.token = value
+	case "ca":
+		s.ca = value
 	case "color":
 		switch value {
 		case "auto", "always", "never":
@@ -95,43 +99,46 @@ func (s *settings) limit() time.Duration {
 	return defaultTimeout
 }
 
-// endpoint returns where the nodes are and the token: from the flags, else the
-// environment, else the context file. The file's token is used with the file's
-// address only, so that it never travels to a stranger.
-func (s *settings) endpoint() (addrs []string, token string, err error) {
-	addr, token := s.addr, s.token
-	if addr == "" {
-		addr = os.Getenv("FOOTPLATE_ADDR")
-	}
-	if token == "" {
-		token = os.Getenv("FOOTPLATE_TOKEN")
-	}
-	if addr == "" || token == "" {
+// endpoint is where the nodes are, who asks them, and whom to trust.
+type endpoint struct {
+	addrs     []string
+	token, ca string
+}
+
+// endpoint returns where the nodes are, the token and the authority: from the
+// flags, else the environment, else the context file. The file's token is used
+// with the file's address only, so that it never travels to a stranger.
+func (s *settings) endpoint() (to endpoint, err error) {
+	addr := cmp.Or(s.addr, os.Getenv("FOOTPLATE_ADDR"))
+	to.token, to.ca = cmp.Or(s.token, os.Getenv("FOOTPLATE_TOKEN")), cmp.Or(s.ca, os.Getenv("FOOTPLATE_CA"))
+	if addr == "" || to.token == "" {
 		file, err := readContext()
 		if err != nil {
-			return nil, "", err
+			return to, err
 		}
-		if addr == "" {
-			addr = file.Addr
+		addr = cmp.Or(addr, file.Addr)
+		if addr == file.Addr {
+			to.token, to.ca = cmp.Or(to.token, file.Token), cmp.Or(to.ca, file.CA)
 		}
-		if token == "" && addr == file.Addr {
-			token = file.Token
-		}
+	}
+	scheme := "http://"
+	if to.ca != "" {
+		scheme = "https://"
 	}
 	for a := range strings.SplitSeq(addr, ",") {
 		if a = strings.TrimSpace(a); a == "" {
 			continue
 		}
 		if !strings.Contains(a, "://") {
-			a = "http://" + a
+			a = scheme + a
 		}
-		addrs = append(addrs, strings.TrimRight(a, "/"))
+		to.addrs = append(to.addrs, strings.TrimRight(a, "/"))
 	}
-	if len(addrs) == 0 {
-		return nil, "", fleet.Invalidf("no node's address is known").
+	if len(to.addrs) == 0 {
+		return to, fleet.Invalidf("no node's address is known").
 			WithHint("export FOOTPLATE_ADDR=http://127.0.0.1:4600, or start a cluster: footplate dev")
 	}
-	return addrs, token, nil
+	return to, nil
 }
 
 // contextFile is what $FOOTPLATE_CONTEXT, or footplate/context.yaml in the
@@ -139,6 +146,7 @@ func (s *settings) endpoint() (addrs []string, token string, err error) {
 type contextFile struct {
 	Addr  string `yaml:"addr"`
 	Token string `yaml:"token"`
+	CA    string `yaml:"ca"`
 }
 
 func readContext() (contextFile, error) {
@@ -160,7 +168,7 @@ func readContext() (contextFile, error) {
 		return c, fleet.Invalidf("context file: %s", fileError(err)).WithHint("FOOTPLATE_CONTEXT names it")
 	}
 	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
-		return c, fleet.Invalidf("context file %s: %s", path, yaml.FormatError(err, false, false)).WithHint("it has addr and token")
+		return c, fleet.Invalidf("context file %s: %s", path, yaml.FormatError(err, false, false)).WithHint("it has addr, token and ca")
 	}
 	return c, nil
 }

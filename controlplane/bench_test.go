@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"testing"
@@ -32,8 +33,10 @@ const (
 )
 
 // benchCluster starts three nodes and returns them, the leader first.
-func benchCluster(b *testing.B) []*Node {
+func benchCluster(b *testing.B, edit ...func(*Config)) []*Node {
 	b.Helper()
+	was := debug.SetGCPercent(400) // as "footplate server" sets it; bare raft has it too
+	b.Cleanup(func() { debug.SetGCPercent(was) })
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	b.Cleanup(func() { cancel(); all.Wait() })
@@ -50,6 +53,9 @@ func benchCluster(b *testing.B) []*Node {
 		cfg := Config{
 			Node: fleet.NodeID(fmt.Sprint("n", i+1)), Dir: b.TempDir(), Listen: free(), Raft: free(), Version: "bench",
 			NodeToken: "secret-of-the-nodes", Heartbeat: benchHeartbeat, Log: slog.New(slog.DiscardHandler),
+		}
+		for _, f := range edit {
+			f(&cfg)
 		}
 		if i == 0 {
 			cfg.Bootstrap = true

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"footplate/controlplane/api"
@@ -62,8 +63,16 @@ type Config struct {
 	NodeToken string
 	Tokens    []fleet.Token
 
-	Providers   map[string]provider.Provider
+	Providers map[string]provider.Provider
+	// Sinks are where the channel goes beside the console, by name; the same on
+	// every node.
+	Sinks map[string]loop.Poster
+	// Page makes what answers in a browser, Slack answers Slack over HTTP. Both
+	// are optional.
+	Page        PageMaker
+	Slack       http.Handler
 	AgentToken  string   // given to machines that a provider makes
+	Postgres    string   // URL of the shared archive; none when empty
 	SkipCommand []string // INDEX/POSITION of poisoned commands to step over
 	Heartbeat   time.Duration
 	Log         *slog.Logger
@@ -96,7 +105,9 @@ type Node struct {
 	world   *world
 	server  *server.Server
 	http    net.Listener
-	fresh   bool // had no data when it was opened
+	shared  *shared                     // nil when there is none
+	page    func(context.Context) error // nil when there is none
+	fresh   bool                        // had no data when it was opened
 }
 
 // New opens the stores and the ports of a node, and checks them. It starts
@@ -128,6 +139,9 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	if n.logs, err = logs.Open(filepath.Join(cfg.Dir, "logs")); err != nil {
+		return nil, err
+	}
+	if n.shared, err = newShared(cfg.Postgres, n.cfg.Cluster, n.archive, n.log); err != nil {
 		return nil, err
 	}
 	n.machine = newMachine(n.ops, skip, n.archive.Append)
@@ -165,9 +179,16 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n.world = &world{
 		node: cfg.Node, version: cfg.Version, machine: n.machine, replica: n.replica,
-		archive: n.archive, logs: n.logs, peers: n.peers, ear: n.ear,
+		archive: n.archive, logs: n.logs, peers: n.peers, ear: n.ear, shared: n.shared,
 	}
-	if n.server, err = server.New(n.serverConfig()); err != nil {
+	sc := n.serverConfig()
+	sc.TLS, sc.Slack = cfg.TLS, cfg.Slack
+	if cfg.Page != nil {
+		if sc.Page, n.page, err = cfg.Page(n.pageSeed()); err != nil {
+			return nil, err
+		}
+	}
+	if n.server, err = server.New(sc); err != nil {
 		return nil, err
 	}
 	if n.http, err = net.Listen("tcp", cfg.Listen); err != nil {
@@ -283,6 +304,9 @@ func (n *Node) Close() error {
 
 func (n *Node) closeStores() error {
 	var errs []error
+	if n.shared != nil {
+		n.shared.close()
+	}
 	if n.logs != nil {
 		errs = append(errs, n.logs.Close())
 	}
@@ -310,8 +334,12 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.server.Serve(run, n.http) })
 	g.Go(func() error { return n.compare(run) })
 	g.Go(func() error { return n.fill(run) })
+	g.Go(func() error { return n.erase(run) })
 	g.Go(func() error { return n.introduce(run) })
 	g.Go(func() error { return n.sweep(run) })
+	if n.page != nil {
+		g.Go(func() error { return n.page(run) })
+	}
 	err := g.Wait()
 	stopArchive()
 	err = errors.Join(err, <-archived, n.closeStores())
@@ -363,6 +391,13 @@ func (n *Node) lead(ctx context.Context, term uint64) {
 	if err := n.begin(ctx); err != nil {
 		n.log.Warn("the term did not begin well", "term", term, "err", err)
 	}
+	if n.shared != nil {
+		var delivery sync.WaitGroup
+		defer delivery.Wait()
+		sharing, end := context.WithCancel(ctx)
+		defer end()
+		delivery.Go(func() { n.shared.run(sharing, n.machine.View) })
+	}
 	hear := &listener{
 		node: n.cfg.Node, ear: n.ear, peers: n.peers, given: n.server, members: n.latestMembers,
 		term: term,
@@ -372,7 +407,7 @@ func (n *Node) lead(ctx context.Context, term uint64) {
 		Propose: func(ctx context.Context, c state.Command) (state.Outcome, error) {
 			return n.replica.Propose(ctx, replica.LaneOperations, c)
 		},
-		Listen: hear.listen, Providers: n.cfg.Providers, Join: n.joinWords, Log: n.log,
+		Listen: hear.listen, Providers: n.cfg.Providers, Sinks: n.cfg.Sinks, Join: n.joinWords, Log: n.log,
 		StepDown: func() {
 			to, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 			defer cancel()

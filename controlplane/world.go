@@ -28,6 +28,7 @@ type world struct {
 	logs    *logs.Store
 	peers   *peers
 	ear     *ear
+	shared  *shared // nil when there is none
 }
 
 // Entries returns archived entries.
@@ -40,30 +41,15 @@ func (w *world) ExportEntries(ctx context.Context, f op.EntryFilter, out io.Writ
 	return w.archive.Export(ctx, out, archive.Filter(f))
 }
 
-// VerifyEntries checks this node's archive against the head of the chain in the
-// replicated state.
-func (w *world) VerifyEntries(ctx context.Context) (int, error) {
-	v := w.machine.View()
-	var anchors []archive.Anchor
-	if v.Entry > 0 {
-		anchors = append(anchors, archive.Anchor{N: v.Entry, Hash: v.Head})
-	}
-	report, err := w.archive.VerifyChain(ctx, 0, anchors...)
-	if err != nil {
-		return report.Count, err
-	}
-	if v.Entry > 0 && report.Anchored != v.Entry {
-		return report.Count, fleet.Conflictf("the archive of node %s ends at entry %d; the state is at %d", w.node, report.Last, v.Entry)
-	}
-	return report.Count, nil
-}
-
 // Cluster returns how the nodes are.
 func (w *world) Cluster(context.Context) op.Cluster {
 	st := w.replica.Status()
 	c := op.Cluster{
 		Node: w.node, Role: string(st.Role), Leader: st.Leader, Term: st.Term,
 		Index: st.Applied, Commit: st.Commit, Contact: st.LastContact,
+	}
+	if note := w.shared.note(); note != "" {
+		c.Notes = append(c.Notes, note)
 	}
 	if st.ClockAlarm {
 		c.ClockNote = fmt.Sprintf("the nodes' wall clocks are %s ahead of the state clock, too far to be followed", st.ClockGap)

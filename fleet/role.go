@@ -78,6 +78,36 @@ type Token struct {
 	ExpiresAt Time      `json:"expires_at,omitzero"` // never when zero
 	MadeAt    Time      `json:"made_at,omitzero"`
 	MadeBy    Principal `json:"made_by,omitempty"`
+
+	// Once is set on a token that lets the agent of the host Principal enrol, one
+	// time, and is good for nothing else. It was used at UsedAt, for the key with
+	// the hash UsedFor.
+	Once    bool   `json:"once,omitempty"`
+	UsedAt  Time   `json:"used_at,omitzero"`
+	UsedFor string `json:"used_for,omitempty"`
+}
+
+// EnrolAgain is how long whoever has used a token once may ask again, with the
+// same key: the answer may have been lost.
+const EnrolAgain = 10 * Minute
+
+// MayEnrol says what keeps a host from enrolling with the token and a key, by
+// its hash; nil when nothing does.
+func (t Token) MayEnrol(host HostID, key string, now Time) *Error {
+	another := "make a new one: footplate access token create %s --role agent --once"
+	switch {
+	case !t.Once:
+		return Deniedf("token %q is not for one enrolment", t.Name).WithHint(another, host)
+	case t.Principal != Principal(host):
+		return Deniedf("token %q is for host %q, not %q", t.Name, t.Principal, host).WithHint(another, host)
+	case t.UsedAt != 0 && t.UsedFor == key && now < t.UsedAt.Add(EnrolAgain):
+		return nil
+	case t.UsedAt != 0:
+		return Deniedf("token %q was used on %s, and is good once", t.Name, t.UsedAt).WithHint(another, host)
+	case t.Expired(now):
+		return Deniedf("token %q has expired on %s", t.Name, t.ExpiresAt).WithHint(another, host)
+	}
+	return nil
 }
 
 // Covers reports whether the token is good for the operation with that name.
@@ -109,7 +139,13 @@ type Grant struct {
 	By        Principal `json:"by"`
 	At        Time      `json:"at"`
 	Until     Time      `json:"until,omitzero"` // for good when zero
+	// Key is the hash of the key of an agent that has enrolled: its certificates
+	// are good for as long as the grant, and no other's are.
+	Key string `json:"key,omitempty"`
 }
+
+// AgentOf is the agent of a host that has enrolled, as a principal.
+func AgentOf(host HostID) Principal { return Principal("agent:" + host) }
 
 // Holds reports whether the grant is good at now.
 func (g Grant) Holds(now Time) bool { return g.Role != "" && (g.Until == 0 || g.Until > now) }

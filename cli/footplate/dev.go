@@ -235,6 +235,7 @@ func (d *dev) runNode(ctx context.Context, i int, name string) error {
 		"server", "--node", name, "--data", filepath.Join(d.data, name), "--until-eof",
 		"--listen", d.apiAddr(i), "--raft", d.raftAddr(i), "--local-hosts", d.hostsDir(),
 		"--node-token-file", d.secretFile("node"), "--agent-token-file", d.secretFile("agent"),
+		"--bot-token-file", d.secretFile("bot"),
 	}
 	if i == 0 {
 		args = append(args, "--bootstrap", "--admin-token-file", d.secretFile("admin"))

@@ -57,6 +57,8 @@ type plant struct {
 	dir   string
 	nodes []*node
 	admin string
+	certs string   // folder of tls init; "" for plain HTTP
+	extra []string // environment of the nodes
 }
 
 // node is one process of the control plane.
@@ -74,6 +76,8 @@ type plantConfig struct {
 	nodes, hosts, slots int
 	fence, suspect      string
 	listen              string // address of the nodes' APIs; loopback when empty
+	tls                 bool
+	env                 []string // of the nodes, beside the test's own
 }
 
 func startPlant(t testing.TB, c plantConfig) *plant {
@@ -82,7 +86,7 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plant{t: t, dir: dir}
+	p := &plant{t: t, dir: dir, extra: c.env}
 	if c.listen == "" {
 		c.listen = "127.0.0.1"
 	}
@@ -90,7 +94,7 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{"node", "agent", "admin"} {
+	for _, s := range []string{"node", "agent", "admin", "bot"} {
 		if err := os.MkdirAll(filepath.Join(dir, "secrets"), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -99,6 +103,10 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 		}
 	}
 	p.admin = "secret-of-admin-for-tests"
+	if c.tls {
+		p.certs = filepath.Join(dir, "tls")
+		p.initTLS(c.nodes)
+	}
 	for i := range c.nodes {
 		n := &node{name: fmt.Sprintf("n%d", i+1), api: freeAddr(t, c.listen), raft: freeAddr(t, "127.0.0.1")}
 		n.proxy = startProxy(t, n.raft)
@@ -106,12 +114,15 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 			"server", "--node", n.name, "--data", filepath.Join(dir, n.name), "--listen", n.api,
 			"--raft", n.raft, "--raft-advertise", n.proxy.addr, "--local-hosts", filepath.Join(dir, "hosts"),
 			"--node-token-file", p.secret("node"), "--agent-token-file", p.secret("agent"),
-			"--until-eof", "--log-format", "text",
+			"--bot-token-file", p.secret("bot"), "--until-eof", "--log-format", "text",
+		}
+		if c.tls {
+			n.args = append(n.args, "--tls", filepath.Join(p.certs, n.name))
 		}
 		if i == 0 {
 			n.args = append(n.args, "--bootstrap", "--admin-token-file", p.secret("admin"))
 		} else {
-			n.args = append(n.args, "--join", "http://"+p.nodes[0].api)
+			n.args = append(n.args, "--join", p.url(p.nodes[0]))
 		}
 		p.nodes = append(p.nodes, n)
 	}
@@ -127,6 +138,25 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 		"--fence-after", c.fence, "--suspect-after", c.suspect)
 	p.wait(30*time.Second, "every host", func() bool { return p.ready() >= c.hosts })
 	return p
+}
+
+// initTLS makes the certificates of the nodes, or renews them.
+func (p *plant) initTLS(nodes int) {
+	p.t.Helper()
+	args := []string{"tls", "init", p.certs}
+	for i := range nodes {
+		args = append(args, "--node", fmt.Sprintf("n%d=127.0.0.1", i+1))
+	}
+	if out, err := exec.Command(binary, args...).CombinedOutput(); err != nil {
+		p.t.Fatalf("footplate %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+func (p *plant) url(n *node) string {
+	if p.certs != "" {
+		return "https://" + n.api
+	}
+	return "http://" + n.api
 }
 
 func (p *plant) secret(name string) string { return filepath.Join(p.dir, "secrets", name) }
@@ -158,6 +188,7 @@ func (p *plant) start(n *node) {
 	}
 	defer logFile.Close()
 	n.cmd = exec.Command(binary, n.args...)
+	n.cmd.Env = append(os.Environ(), p.extra...)
 	n.cmd.Stdout, n.cmd.Stderr = logFile, logFile
 	if _, err := n.cmd.StdinPipe(); err != nil {
 		p.t.Fatal(err)
@@ -230,9 +261,13 @@ func (p *plant) ready() int {
 func (p *plant) env() []string {
 	var addrs []string
 	for _, n := range p.nodes {
-		addrs = append(addrs, "http://"+n.api)
+		addrs = append(addrs, p.url(n))
 	}
-	return append(os.Environ(), "FOOTPLATE_ADDR="+strings.Join(addrs, ","), "FOOTPLATE_TOKEN="+p.admin)
+	env := os.Environ()
+	if p.certs != "" {
+		env = append(env, "FOOTPLATE_CA="+filepath.Join(p.certs, "ca.pem"))
+	}
+	return append(env, "FOOTPLATE_ADDR="+strings.Join(addrs, ","), "FOOTPLATE_TOKEN="+p.admin)
 }
 
 // run runs the CLI, and returns its standard output and its exit code.

@@ -25,6 +25,8 @@ func main() {
 		cli.Command{Name: "chat", Short: "the channel live, and a prompt that takes the same commands", Make: chatCommand},
 		cli.Command{Name: "dev", Short: "run everything on this machine: nodes, a local pool with agents, an org and a token", Make: devCommand},
 		cli.Command{Name: "server", Short: "run a node of the control plane", Make: serverCommand},
+		cli.Command{Name: "bot", Short: "run the chat in Slack, by itself", Make: botCommand},
+		cli.Command{Name: "tls", Short: "make the certificates of a cluster", Make: tlsCommand},
 		cli.Command{Name: "agent", Short: "run the agent of a CI host", Make: agentCommand},
 	))
 }

@@ -4,26 +4,30 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
 	"footplate/cli"
 	"footplate/controlplane"
+	"footplate/controlplane/certs"
 	"footplate/fleet"
 	"footplate/fleet/provider"
 	localhosts "footplate/fleet/provider/local"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 )
 
 // serverCommand is "footplate server": a node of the control plane.
 func serverCommand() *cobra.Command {
 	var cfg controlplane.Config
-	var node, nodeToken, adminToken, agentToken, local string
+	var node, nodeToken, adminToken, agentToken, botToken, local, tlsDir string
 	var untilEOF bool
 	c := &cobra.Command{
 		Long: `A node of the control plane. Begin with one and join the others to it:
@@ -33,14 +37,17 @@ func serverCommand() *cobra.Command {
 
 The first node makes its secrets in DATA/secrets, unless they are given: "node" goes to every
 node, "agent" to every agent, "admin" to the person who goes on from here. A node with data
-never begins a cluster again: the flags may stay as they are.`,
+never begins a cluster again: the flags may stay as they are.
+
+With --tls everything is encrypted, URLs begin with https://, and only who has a certificate of
+"footplate tls init" is a node.`,
 		Args: cobra.NoArgs,
 	}
 	f := c.Flags()
 	f.StringVar(&node, "node", "n1", "name of the node")
 	f.StringVar(&cfg.Dir, "data", "", "data directory")
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:4600", "address of HTTP")
-	f.StringVar(&cfg.API, "api", "", "URL by which others reach it; http://LISTEN when left out")
+	f.StringVar(&cfg.API, "api", "", "URL by which others reach it; http://LISTEN, or https with --tls, when left out")
 	f.StringVar(&cfg.Raft, "raft", "127.0.0.1:4700", "address of Raft")
 	f.StringVar(&cfg.RaftAdvertise, "raft-advertise", "", "what the other nodes call it by; the address of Raft when left out")
 	f.StringVar(&cfg.Cluster, "cluster", "", "id of the cluster; asked for, or made, when left out")
@@ -49,6 +56,8 @@ never begins a cluster again: the flags may stay as they are.`,
 	f.StringVar(&nodeToken, "node-token-file", "", "file with the secret that the nodes share; DATA/secrets/node when left out")
 	f.StringVar(&adminToken, "admin-token-file", "", "with --bootstrap: the first person's secret; DATA/secrets/admin")
 	f.StringVar(&agentToken, "agent-token-file", "", "the agents' secret; DATA/secrets/agent")
+	f.StringVar(&botToken, "bot-token-file", "", "the secret of the chat in Slack, when the node runs it; DATA/secrets/bot")
+	f.StringVar(&tlsDir, "tls", "", "folder with the certificates of this node, of footplate tls init; plain HTTP when left out")
 	f.StringVar(&local, "local-hosts", "", "directory of the local provider: hosts are processes of this machine")
 	f.StringArrayVar(&cfg.SkipCommand, "skip-command", nil, "INDEX/POSITION of a poisoned command to step over, on every node alike")
 	f.DurationVar(&cfg.Heartbeat, "heartbeat", 0, "how long a dead leader goes unnoticed; 500ms when left out")
@@ -62,7 +71,7 @@ never begins a cluster again: the flags may stay as they are.`,
 		if err := fleet.CheckName("node", node); err != nil {
 			return err
 		}
-		if err := checkAddrs(cfg); err != nil {
+		if err := checkAddrs(cfg, tlsDir != ""); err != nil {
 			return err
 		}
 		cfg.Node, cfg.Version = fleet.NodeID(node), cli.Version
@@ -92,16 +101,42 @@ never begins a cluster again: the flags may stay as they are.`,
 				{Name: "admin", Hash: controlplane.TokenHash(adminSecret), Principal: "admin", Role: fleet.Admin},
 				{Name: "agents", Hash: controlplane.TokenHash(cfg.AgentToken), Principal: "agents", Role: fleet.Agent},
 			}
+			bot, err := secret(botToken, "bot", true)
+			if err != nil {
+				return err
+			}
+			cfg.Tokens = append(cfg.Tokens, fleet.Token{
+				Name: "bot", Hash: controlplane.TokenHash(bot), Principal: "bot", Role: fleet.Admin, Surface: "slack",
+			})
 		}
+		cfg.Postgres = os.Getenv("FOOTPLATE_POSTGRES_URL")
 		if cfg.Log, err = logger(); err != nil {
 			return err
 		}
+		if tlsDir != "" {
+			if cfg.TLS, err = nodeCerts(tlsDir, node, cfg.Log); err != nil {
+				return err
+			}
+		}
 		if local != "" {
-			hosts, err := localhosts.New(localhosts.Config{Dir: local, Log: cfg.Log})
+			lc := localhosts.Config{Dir: local, Log: cfg.Log}
+			if cfg.TLS != nil {
+				ca, err := filepath.Abs(cfg.TLS.Authority())
+				if err != nil {
+					return badFlag("tls", tlsDir, "a folder")
+				}
+				lc.Extra = []string{"--ca", ca}
+			}
+			hosts, err := localhosts.New(lc)
 			if err != nil {
 				return err
 			}
 			cfg.Providers = map[string]provider.Provider{hosts.Name(): hosts}
+		}
+		if os.Getenv("GOGC") == "" {
+			// What lives long is small, and every action leaves garbage on every node:
+			// memory is cheaper here than the collector's time.
+			debug.SetGCPercent(400)
 		}
 		ctx, cancel := context.WithCancel(cmd.Context())
 		defer cancel()
@@ -111,21 +146,60 @@ never begins a cluster again: the flags may stay as they are.`,
 				cancel()
 			}()
 		}
+		cfg.Page = browserPage
+		chat, err := nodeSlack(ctx, &cfg, func() (string, error) { return secret(botToken, "bot", false) })
+		if err != nil {
+			return err
+		}
 		n, err := controlplane.New(ctx, cfg)
 		if err != nil {
 			return taken(err)
 		}
 		cfg.Log.Info("node is up", "node", cfg.Node, "listen", n.Addr().String(), "raft", cfg.Raft, "version", cfg.Version)
-		return n.Run(ctx)
+		if chat == nil {
+			return n.Run(ctx)
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return n.Run(ctx) })
+		g.Go(func() error { return chat.keep(ctx, cfg.Log) })
+		return g.Wait()
 	}
 	return c
 }
 
+// nodeCerts opens the certificates of a node, and refuses those of another.
+func nodeCerts(dir, node string, log *slog.Logger) (*certs.Keeper, error) {
+	k, err := certs.Open(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	own, ok := k.Own()
+	switch {
+	case !ok:
+		return nil, fleet.Invalidf("%s has no certificate of a node", dir).WithHint("give the node's own folder: DIR/%s of footplate tls init DIR", node)
+	case own != certs.Identity{Kind: certs.Node, Name: node}:
+		return nil, fleet.Invalidf("the certificate in %s is of %s, not of node %q", dir, own, node).WithHint("--tls DIR/%s, or another --node", node)
+	}
+	if _, err := certs.LoadSigner(dir); err != nil {
+		return nil, fleet.Invalidf("the authority of the agents: %s", err).WithHint("copy the node's whole folder of footplate tls init")
+	}
+	return k, nil
+}
+
 // checkAddrs refuses addresses by which nobody else can reach the node: it tells
 // them to the other nodes and to agents.
-func checkAddrs(cfg controlplane.Config) error {
+func checkAddrs(cfg controlplane.Config, secure bool) error {
+	scheme, other, why := "http://", "https://", "is without --tls"
+	if secure {
+		scheme, other, why = other, scheme, "has --tls"
+	}
+	for _, u := range cfg.Join {
+		if rest, ok := strings.CutPrefix(u, other); ok {
+			return fleet.Invalidf("--join %s does not fit: this node %s, and all nodes are alike", u, why).WithHint("--join %s%s", scheme, rest)
+		}
+	}
 	for _, a := range []struct{ flag, addr, told, tell string }{
-		{"listen", cfg.Listen, cfg.API, "--api http://HOST:"},
+		{"listen", cfg.Listen, cfg.API, "--api " + scheme + "HOST:"},
 		{"raft", cfg.Raft, cfg.RaftAdvertise, "--raft-advertise HOST:"},
 	} {
 		host, port, err := net.SplitHostPort(a.addr)

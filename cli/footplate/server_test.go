@@ -16,17 +16,21 @@ func TestCheckAddrs(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		cfg  controlplane.Config
+		tls  bool
 		hint string // of the error; "" when there is none
 	}{
-		{"one address", controlplane.Config{Listen: http, Raft: raft}, ""},
-		{"a name", controlplane.Config{Listen: "n1.example:4600", Raft: "n1.example:4700"}, ""},
-		{"every IPv4 address", controlplane.Config{Listen: "0.0.0.0:4600", Raft: raft}, "--api http://HOST:4600"},
-		{"every address", controlplane.Config{Listen: "[::]:4600", Raft: raft}, "--api http://HOST:4600"},
-		{"no host", controlplane.Config{Listen: http, Raft: ":4700"}, "--raft-advertise HOST:4700"},
-		{"every address, and both told", controlplane.Config{Listen: ":4600", API: "https://n1.example", Raft: ":4700", RaftAdvertise: raft}, ""},
-		{"no port", controlplane.Config{Listen: "10.0.0.1", Raft: raft}, "HOST:PORT"},
+		{"one address", controlplane.Config{Listen: http, Raft: raft}, false, ""},
+		{"a name", controlplane.Config{Listen: "n1.example:4600", Raft: "n1.example:4700"}, false, ""},
+		{"every IPv4 address", controlplane.Config{Listen: "0.0.0.0:4600", Raft: raft}, false, "--api http://HOST:4600"},
+		{"every address", controlplane.Config{Listen: "[::]:4600", Raft: raft}, false, "--api http://HOST:4600"},
+		{"no host", controlplane.Config{Listen: http, Raft: ":4700"}, false, "--raft-advertise HOST:4700"},
+		{"every address, and both told", controlplane.Config{Listen: ":4600", API: "https://n1.example", Raft: ":4700", RaftAdvertise: raft}, false, ""},
+		{"every address, with TLS", controlplane.Config{Listen: ":4600", Raft: raft}, true, "--api https://HOST:4600"},
+		{"to join without TLS", controlplane.Config{Listen: http, Raft: raft, Join: []string{"http://n1:4600"}}, true, "--join https://n1:4600"},
+		{"to join with TLS", controlplane.Config{Listen: http, Raft: raft, Join: []string{"https://n1:4600"}}, false, "--join http://n1:4600"},
+		{"no port", controlplane.Config{Listen: "10.0.0.1", Raft: raft}, false, "HOST:PORT"},
 	} {
-		err := checkAddrs(row.cfg)
+		err := checkAddrs(row.cfg, row.tls)
 		if row.hint == "" && err != nil {
 			t.Errorf("%s: %v", row.name, err)
 		}

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"footplate/cli"
 	"footplate/controlplane/archive"
+	"footplate/controlplane/op"
 	"footplate/fleet"
 )
 
@@ -18,17 +18,26 @@ import (
 const exportBegins = `{"format":"footplate-audit/`
 
 // verifyFile is "audit verify FILE [ENTRY:HASH...]": it checks an export without
-// a server, and that it has the entries that were anchored elsewhere.
+// a server, and that it has the entries that were anchored elsewhere. The
+// anchors may also be given as where the server is asked, with --anchor.
 func verifyFile(_ context.Context, s cli.Surface, args []string) error {
 	var anchors []archive.Anchor
-	for _, a := range args[1:] {
-		n, hash, ok := strings.Cut(a, ":")
-		entry, err := strconv.ParseUint(n, 10, 64)
-		if !ok || err != nil || len(hash) != 64 {
-			return fleet.Invalidf("audit verify does not take %q", a).
-				WithHint("footplate audit verify FILE [ENTRY:HASH...], with hashes that were noted before")
+	for _, arg := range args[1:] {
+		words := []string{arg}
+		if from, ok := strings.CutPrefix(arg, "--anchor="); ok {
+			var err error
+			if words, err = cli.Anchors(from); err != nil {
+				return err
+			}
 		}
-		anchors = append(anchors, archive.Anchor{N: fleet.EntryNo(entry), Hash: hash})
+		for _, w := range words {
+			a, err := op.ParseAnchor(w)
+			if err != nil {
+				return fleet.Invalidf("audit verify does not take %q", arg).
+					WithHint("footplate audit verify FILE [ENTRY:HASH...], with hashes that were noted before")
+			}
+			anchors = append(anchors, archive.Anchor(a))
+		}
 	}
 	in := s.In
 	if args[0] != "-" {

@@ -33,6 +33,8 @@ const (
 	// HeaderFor names the principal for whom a bot asks. The bot's token must be
 	// made for that surface; the role is the principal's.
 	HeaderFor = "Footplate-For"
+	// HeaderRequest names a request, in its answer and in the node's log.
+	HeaderRequest = "Footplate-Request"
 	// HeaderStreamError is a trailer: a Problem, when a stream broke off.
 	HeaderStreamError = "Footplate-Stream-Error"
 )
@@ -70,6 +72,23 @@ type Problem struct {
 	Code   fleet.Code  `json:"code"`
 	Hint   string      `json:"hint,omitempty"`
 	Plan   *fleet.Plan `json:"plan,omitempty"`
+	// Request is the id under which the node's log may say more.
+	Request string `json:"request,omitempty"`
+}
+
+// Enrol asks for a certificate for a host's agent: POST /v1/agent.enrol with a
+// token that is good once, POST /v1/agent.renew with the certificate that it
+// has. Request is a certificate request in PEM; renewed is the same key.
+type Enrol struct {
+	Host    fleet.HostID `json:"host"`
+	Request string       `json:"request"`
+}
+
+// Enrolled answers with the certificate, and the agents' authority behind it,
+// in PEM.
+type Enrolled struct {
+	Cluster     string `json:"cluster"` // id
+	Certificate string `json:"certificate"`
 }
 
 // Event is one server-sent event of GET /v1/events. Its SSE "event" field is

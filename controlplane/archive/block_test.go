@@ -129,6 +129,7 @@ func TestQueryPassesOverNothing(t *testing.T) {
 			Outcome:  fleet.EntryOutcome(pick("", "", "", "done", "refused", "fail")),
 			Incident: pick("", "", "", "I1", "I2", "I1\nI2"),
 			Text:     pick("", "", "needle", "ScAled", "\t", `"tab"`, "kelvin", "ZOË", "zo", "abab", "<b", `"by":"alice"`),
+			Object:   pick("", "", "", "alice", "I1", "by alice", "text Needle", "REASON", "scaled", "scale", "zoë", `a "tab"`),
 			Newest:   mathrand.IntN(2) == 0,
 			Limit:    len(entries),
 		}

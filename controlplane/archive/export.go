@@ -34,6 +34,7 @@ type selection struct {
 	Op       string             `json:"op,omitempty"`
 	Outcome  fleet.EntryOutcome `json:"outcome,omitempty"`
 	Incident string             `json:"incident,omitempty"`
+	Object   string             `json:"object,omitempty"`
 	Text     string             `json:"text,omitempty"`
 }
 
@@ -66,7 +67,7 @@ func (a *Archive) Export(ctx context.Context, w io.Writer, f Filter) error {
 	}
 	h := header{Format: exportFormat, ClusterID: a.cluster, From: from, To: to}
 	if f.selective() {
-		h.Only = &selection{f.By, f.Op, f.Outcome, f.Incident, f.Text}
+		h.Only = &selection{f.By, f.Op, f.Outcome, f.Incident, f.Object, f.Text}
 	}
 	out := summed{w: bufio.NewWriterSize(w, 64<<10), sum: sha256.New()}
 	if err := out.line(h); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -24,6 +25,7 @@ type Filter struct {
 	Op       string // an operation, or a noun for all of its operations
 	Outcome  fleet.EntryOutcome
 	Incident string
+	Object   string // a name that stands in the arguments or the text, as a word: a host, a pool, a build ("build 12"), an org
 	Text     string // part of the text, reason, arguments, operation or principal, in any case
 
 	Limit  int  // DefaultLimit when zero
@@ -32,7 +34,7 @@ type Filter struct {
 
 // selective reports whether f leaves out entries between the first and the last.
 func (f Filter) selective() bool {
-	return f.By != "" || f.Op != "" || f.Outcome != "" || f.Incident != "" || f.Text != ""
+	return f.By != "" || f.Op != "" || f.Outcome != "" || f.Incident != "" || f.Object != "" || f.Text != ""
 }
 
 // Query returns the entries that f selects, in the order of their numbers, or
@@ -91,6 +93,9 @@ func (f Filter) holds(e *fleet.Entry) bool {
 		f.Op != "" && e.Op != f.Op && !strings.HasPrefix(e.Op, f.Op+" ") {
 		return false
 	}
+	if f.Object != "" && !about(e, f.Object) {
+		return false
+	}
 	if f.Text == "" {
 		return true
 	}
@@ -101,6 +106,43 @@ func (f Filter) holds(e *fleet.Entry) bool {
 		}
 	}
 	return false
+}
+
+// about reports whether an entry names an object in its arguments or its text.
+// Of "build 12" the number must be that of a build: other things have numbers
+// too.
+func about(e *fleet.Entry, object string) bool {
+	if hasWord(e.Text, object) {
+		return true
+	}
+	noun, name, ok := strings.Cut(object, " ")
+	if !ok {
+		return hasWord(string(e.Args), object)
+	}
+	var args map[string]json.RawMessage
+	if json.Unmarshal(e.Args, &args) != nil {
+		return false
+	}
+	return hasWord(string(args[noun]), name) || hasWord(string(args[noun+"s"]), name)
+}
+
+// hasWord reports whether word stands in s by itself: "linux" does not stand in
+// "linux-4".
+func hasWord(s, word string) bool {
+	inName := func(c byte) bool {
+		return c == '-' || c == '_' || c >= 0x80 || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+	}
+	for at := 0; ; at++ {
+		i := strings.Index(s[at:], word)
+		if i < 0 {
+			return false
+		}
+		at += i
+		end := at + len(word)
+		if (at == 0 || !inName(s[at-1])) && (end == len(s) || !inName(s[end])) {
+			return true
+		}
+	}
 }
 
 // sieve tells most lines that a filter does not select without decoding them.
@@ -129,6 +171,13 @@ func (f Filter) sieve() *sieve {
 	part(`"op":"`, f.Op, "") // and what begins so
 	part(`"outcome":"`, string(f.Outcome), `"`)
 	part(`"incident":"`, f.Incident, `"`)
+	_, name, ok := strings.Cut(f.Object, " ")
+	if !ok {
+		name = f.Object
+	}
+	if !strings.ContainsFunc(name, func(r rune) bool { return r >= 0x80 || !plain[byte(r)] }) {
+		part("", name, "") // what is plain may not stand there otherwise
+	}
 	for i := range len(f.Text) {
 		if !plain[f.Text[i]] {
 			return v

@@ -141,8 +141,11 @@ var AccessList = op.Query(op.Spec{
 			Kind: "token", Name: t.Name, Principal: t.Principal, Role: t.Role, Scope: t.Scope,
 			Until: t.ExpiresAt, By: t.MadeBy, Expired: t.Expired(env.Now),
 		}
-		if t.Surface != "" {
+		switch {
+		case t.Surface != "":
 			row.Principal = fleet.Principal(t.Surface + ":*")
+		case t.Once:
+			row.Principal, row.Once, row.Used = fleet.AgentOf(fleet.HostID(t.Principal)), true, t.UsedAt
 		}
 		rows = append(rows, row)
 	}
@@ -170,6 +173,8 @@ type AccessRow struct {
 	Scope     []string        `json:"scope,omitempty" col:"SCOPE" help:"operations that a token is good for; all when empty"`
 	Until     fleet.Time      `json:"until" col:"UNTIL" help:"when it ends; never when empty"`
 	Expired   bool            `json:"expired" col:"EXPIRED"`
+	Once      bool            `json:"once,omitempty" col:"ONCE" help:"it lets one host enrol, one time"`
+	Used      fleet.Time      `json:"used,omitzero" col:"USED" help:"when that was"`
 	By        fleet.Principal `json:"by,omitempty" col:"BY" help:"who made it"`
 }
 
@@ -215,17 +220,17 @@ var AccessGrant = op.Mutation(op.Spec{
 
 // AccessRevokeArgs names somebody.
 type AccessRevokeArgs struct {
-	Principal fleet.Principal `json:"principal" arg:"PRINCIPAL" required:"true" complete:"access" help:"who: SURFACE:ID"`
+	Principal fleet.Principal `json:"principal" arg:"PRINCIPAL" required:"true" complete:"access" help:"who: SURFACE:ID, or agent:HOST"`
 }
 
 // AccessRevoke takes a granted role away.
 var AccessRevoke = op.Mutation(op.Spec{
 	Name:     "access revoke",
-	Summary:  "take away the role that somebody in chat was granted",
+	Summary:  "take away a granted role, or the right of an agent that has enrolled",
 	Role:     fleet.Admin,
 	Risk:     op.Safe,
 	Show:     state.ShowLine,
-	Examples: []string{"access revoke slack:T024BE7LD/U024BE7LH"},
+	Examples: []string{"access revoke slack:T024BE7LD/U024BE7LH", "access revoke agent:linux-4"},
 }, func(tx *state.Tx, _ op.Meta, a AccessRevokeArgs) (op.Result, error) {
 	old, ok := tx.Grants.Get(a.Principal)
 	if !ok {
@@ -235,6 +240,9 @@ var AccessRevoke = op.Mutation(op.Spec{
 		return op.Result{}, err
 	}
 	tx.Grants.Delete(a.Principal)
+	if old.Key != "" {
+		return op.Result{Text: fmt.Sprintf("the certificate of %s is void", a.Principal)}, nil
+	}
 	return op.Result{Text: fmt.Sprintf("%s is no longer %s", a.Principal, old.Role)}, nil
 })
 
@@ -278,6 +286,7 @@ type AccessTokenCreateArgs struct {
 	Expires   fleet.Duration  `json:"expires" flag:"expires" default:"90d" help:"how long it is good for; 0 for ever"`
 	Scope     []string        `json:"scope,omitempty" flag:"scope" help:"an operation that it is good for, or a noun; all when it is left out"`
 	Surface   string          `json:"surface,omitempty" flag:"surface" help:"for a bot: it acts for the people of this surface (slack), each with their own role"`
+	Once      bool            `json:"once,omitempty" flag:"once" help:"it lets the agent of the host with its name enrol, one time"`
 	Hash      string          `json:"hash" secret:"true" help:"hex SHA-256 of the secret; the command line makes both"`
 }
 
@@ -296,10 +305,27 @@ func (a AccessTokenCreateArgs) Validate() error {
 		return fleet.Invalidf("principal %q is somebody on a surface; a token is for a name", a.Principal).
 			WithHint("footplate access grant gives somebody on a surface a role")
 	}
+	if a.Once {
+		switch {
+		case a.Role != fleet.Agent:
+			return fleet.Invalidf("--once is for agents, not for the role %s", a.Role).WithHint("--role agent --once")
+		case a.Surface != "" || len(a.Scope) > 0:
+			return fleet.Invalidf("--once goes with neither --surface nor --scope")
+		}
+		return fleet.CheckName("host", string(a.who()))
+	}
 	if a.Surface != "" {
 		return fleet.CheckPrincipal(fleet.Principal(a.Surface + ":x"))
 	}
 	return nil
+}
+
+// who acts by the token.
+func (a AccessTokenCreateArgs) who() fleet.Principal {
+	if a.Principal == "" {
+		return fleet.Principal(a.Name)
+	}
+	return a.Principal
 }
 
 // AccessTokenCreate makes a token.
@@ -307,34 +333,43 @@ var AccessTokenCreate = op.Mutation(op.Spec{
 	Name:    "access token create",
 	Summary: "make a token that lets a script, a bot or an agent in",
 	Long: "The secret is made by the command line and shown once; the cluster knows only its hash. " +
-		"A scope is an operation or a noun: --scope \"host list\" --scope build.",
+		"A scope is an operation or a noun: --scope \"host list\" --scope build. " +
+		"With --once it lets one host enrol, the one with its name or --principal: footplate agent --join-token-file.",
 	Role: fleet.Admin,
 	Risk: op.Safe,
 	Show: state.ShowLine,
 	Examples: []string{
 		"access token create nightly --role responder --expires 30d --scope build",
 		"access token create slack-bot --role admin --surface slack --expires 0",
+		"access token create linux-4 --role agent --once --expires 1h",
 	},
 }, func(tx *state.Tx, m op.Meta, a AccessTokenCreateArgs) (op.Result, error) {
 	if raw, err := hex.DecodeString(a.Hash); err != nil || len(raw) != 32 {
 		return op.Result{}, fleet.Invalidf("token %q comes without the hash of its secret", a.Name).
 			WithHint("the secret is made where it is used, never in chat: run footplate access token create in a shell")
 	}
+	old := "" // the hash of a token that this one replaces
 	for _, t := range tx.Tokens.All() {
-		if t.Name == a.Name {
+		if t.Name != a.Name {
+			continue
+		}
+		if old = t.Hash; !spent(t, tx.At) {
 			return op.Result{}, fleet.Conflictf("there is a token %q already", a.Name).WithHint("footplate access token revoke %s, or choose another name", a.Name)
 		}
 	}
 	if _, ok := tx.Tokens.Get(a.Hash); ok {
 		return op.Result{}, fleet.Conflictf("another token has the same secret").WithHint("make a new secret")
 	}
-	t := fleet.Token{
-		Name: a.Name, Hash: a.Hash, Principal: a.Principal, Role: a.Role, Scope: a.Scope, Surface: a.Surface, MadeAt: tx.At, MadeBy: m.By,
+	if old != "" {
+		tx.Tokens.Delete(old)
 	}
-	if t.Principal == "" {
-		t.Principal = fleet.Principal(a.Name)
+	t := fleet.Token{
+		Name: a.Name, Hash: a.Hash, Principal: a.who(), Role: a.Role, Scope: a.Scope, Surface: a.Surface, Once: a.Once, MadeAt: tx.At, MadeBy: m.By,
 	}
 	text := fmt.Sprintf("made token %q: %s is %s", a.Name, t.Principal, a.Role)
+	if a.Once {
+		text = fmt.Sprintf("made token %q: host %s may enrol with it, once", a.Name, t.Principal)
+	}
 	if a.Surface != "" {
 		text += fmt.Sprintf(", and acts for people in %s", a.Surface)
 	}
@@ -348,6 +383,11 @@ var AccessTokenCreate = op.Mutation(op.Spec{
 	tx.Tokens.Put(t.Hash, t)
 	return op.Result{Text: text}, nil
 })
+
+// spent reports whether a token is of no use any more, and its name is free.
+func spent(t fleet.Token, now fleet.Time) bool {
+	return t.Once && (t.UsedAt != 0 || t.Expired(now))
+}
 
 // AccessTokenRevokeArgs names a token.
 type AccessTokenRevokeArgs struct {

@@ -81,6 +81,45 @@ var AgentJoin = op.Internal(op.Spec{
 	return op.Result{Text: text}, nil
 })
 
+// HostEnrolArgs is an agent that asks for a certificate.
+type HostEnrolArgs struct {
+	Host  fleet.HostID `json:"host"`
+	Token string       `json:"token" secret:"true"` // its hash
+	Key   string       `json:"key"`                 // hex SHA-256 of the public key
+}
+
+// HostEnrol uses a token that is good once, and notes the key of the host's
+// agent: certificates for another key are void from then on. The answer may
+// get lost, so the same agent may ask again for a while.
+var HostEnrol = op.Internal(op.Spec{
+	Name: "host enrol", Summary: "let a host's agent in with a token that is good once", Role: fleet.Agent, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a HostEnrolArgs) (op.Result, error) {
+	t, ok := tx.Tokens.Get(a.Token)
+	if !ok {
+		return op.Result{}, fleet.Deniedf("the token of host %q is not known any more", a.Host).
+			WithHint("make a new one: footplate access token create %s --role agent --once", a.Host)
+	}
+	if no := t.MayEnrol(a.Host, a.Key, tx.At); no != nil {
+		return op.Result{}, no
+	}
+	who := fleet.AgentOf(a.Host)
+	if g, ok := tx.Grants.Get(who); t.UsedAt != 0 {
+		if !ok || g.Key != a.Key {
+			return op.Result{}, fleet.Deniedf("%s was let in, and that was taken back since", who).
+				WithHint("make a new token: footplate access token create %s --role agent --once", a.Host)
+		}
+		return op.Result{Quiet: true}, nil
+	}
+	t.UsedAt, t.UsedFor = tx.At, a.Key
+	tx.Tokens.Put(a.Token, t)
+	text := fmt.Sprintf("host %s has enrolled with token %q of %s", a.Host, t.Name, t.MadeBy)
+	if _, ok := tx.Grants.Get(who); ok {
+		text += "; the certificate that it had is void"
+	}
+	tx.Grants.Put(who, fleet.Grant{Principal: who, Role: fleet.Agent, By: t.MadeBy, At: tx.At, Key: a.Key})
+	return op.Result{Text: text}, nil
+})
+
 // attemptsOn returns the attempts that a host holds, and those that an
 // exclusive build still waits for.
 func attemptsOn(tx *state.Tx, host fleet.HostID) []fleet.AttemptID {

@@ -15,7 +15,7 @@ func All() *op.Registry {
 		BuildSubmit, BuildList, BuildShow, BuildWhy, BuildCancel, BuildRetry, BuildLogs, BuildRetention,
 		QueueStatus, QueuePause, QueueResume,
 		OrgList, OrgSet,
-		AuditTail, AuditShow, AuditExport, AuditVerify,
+		AuditTail, AuditSearch, AuditShow, AuditExport, AuditVerify, AuditErase,
 		AccessWhoami, AccessExplain, AccessList, AccessGrant, AccessRevoke, AccessTokenCreate, AccessTokenRevoke,
 		ClusterStatus, ClusterSnapshotSave,
 		AutomationStatus, AutomationPause, AutomationResume,
@@ -23,9 +23,9 @@ func All() *op.Registry {
 		LeaderBegin, ClusterInit, NodeJoin,
 		BuildPromote, BuildAssign,
 		AgentJoin, AgentReport, AttemptLose,
-		HostSuspect, HostLose, HostRetire, HostEnd, HostGone,
+		HostEnrol, HostSuspect, HostLose, HostRetire, HostEnd, HostGone,
 		LaunchRecord, LaunchReport, LaunchPrune, PoolHold,
 		BuildRetire, RefusalSettle,
-		OverrideExpire, OutboxDeliver, SinkOpen, SinkSending, SinkSent, SinkDead, SinkFailing,
+		OverrideExpire, OutboxDeliver, AuditAnchor, SinkOpen, SinkSending, SinkSent, SinkDead, SinkFailing,
 	)
 }

@@ -407,8 +407,16 @@ var errArchive = errors.New("the archive is closed")
 func (w *world) Entries(_ context.Context, f op.EntryFilter) ([]fleet.Entry, error) {
 	var out []fleet.Entry
 	for _, e := range w.entries {
-		if f.From != 0 && e.N < f.From || f.To != 0 && e.N > f.To || f.By != "" && e.By != f.By || f.Op != "" && e.Op != f.Op || !strings.Contains(e.Text, f.Text) {
+		if f.From != 0 && e.N < f.From || f.To != 0 && e.N > f.To || f.By != "" && e.By != f.By || f.Op != "" && e.Op != f.Op || !strings.Contains(e.Text, f.Text) ||
+			e.At < f.Since || f.Until != 0 && e.At >= f.Until || f.Outcome != "" && e.Outcome != f.Outcome || f.Incident != "" && e.Incident != f.Incident || !strings.Contains(e.Text, f.Object) {
 			continue
+		}
+		if row, ok := w.st.Erasures.Get(e.N); ok {
+			for _, field := range row.Fields {
+				if err := e.Erase(field); err != nil {
+					return nil, err
+				}
+			}
 		}
 		if f.Newest {
 			out = append([]fleet.Entry{e}, out...)
@@ -427,11 +435,31 @@ func (w *world) ExportEntries(_ context.Context, f op.EntryFilter, out io.Writer
 	return err
 }
 
-func (w *world) VerifyEntries(context.Context) (int, error) {
+func (w *world) VerifyEntries(_ context.Context, v op.Verify) []op.Checked {
+	own := op.Checked{Where: "node n1"}
 	if len(w.entries) == 0 {
-		return 0, fleet.Internalf("%s", errArchive)
+		own.Err = fleet.Internalf("%s", errArchive)
+		return []op.Checked{own}
 	}
-	return len(w.entries), nil
+	own.Entries, own.First, own.Last, own.Head = len(w.entries), 1, w.st.Entry, w.st.Head
+	for _, a := range v.Anchors {
+		if int(a.N) > len(w.entries) {
+			continue
+		}
+		if w.entries[a.N-1].Hash != a.Hash {
+			own.Err = fleet.Conflictf("audit log is not intact: rewritten: entry %d is not the one that was anchored", a.N)
+			break
+		}
+		own.Anchored = max(own.Anchored, a.N)
+	}
+	all := []op.Checked{own}
+	if v.Peers {
+		all = append(all, op.Checked{Where: "node n2", Entries: len(w.entries), First: 1, Last: w.st.Entry, Head: w.st.Head})
+	}
+	if v.Postgres {
+		all = append(all, op.Checked{Where: "postgres", Err: fleet.NotFoundf("this node has no postgres archive").WithHint("start the node with FOOTPLATE_POSTGRES_URL")})
+	}
+	return all
 }
 
 func (w *world) Cluster(context.Context) op.Cluster {

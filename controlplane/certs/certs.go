@@ -17,8 +17,10 @@
 package certs
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -59,20 +61,22 @@ func Of(c *tls.ConnectionState) (id Identity, ok bool) {
 	return id, err == nil
 }
 
-// identify reads the one name of ours in a certificate, and checks that whoever
-// signed it may give such a name.
+// KeyOf returns the hash of the key of whoever Of names: hex SHA-256.
+func KeyOf(c *tls.ConnectionState) string {
+	return keyHash(c.VerifiedChains[0][0].RawSubjectPublicKeyInfo)
+}
+
+func keyHash(spki []byte) string {
+	sum := sha256.Sum256(spki)
+	return hex.EncodeToString(sum[:])
+}
+
+// identify reads whom a certificate names, and checks that whoever signed it may
+// give such a name.
 func identify(chains [][]*x509.Certificate) (Identity, error) {
-	leaf := chains[0][0]
-	var id Identity
-	for _, u := range leaf.URIs {
-		kind, name, ok := strings.Cut(u.Opaque, "/")
-		if u.Scheme != scheme || !ok || name == "" {
-			continue
-		}
-		if id.Name != "" {
-			return Identity{}, errors.New("the certificate has two names")
-		}
-		id = Identity{Kind(kind), name}
+	id, err := named(chains[0][0])
+	if err != nil {
+		return id, err
 	}
 	switch id.Kind {
 	case Agent:
@@ -86,4 +90,19 @@ func identify(chains [][]*x509.Certificate) (Identity, error) {
 		return Identity{}, fmt.Errorf("the certificate says %s, and was not signed by the cluster's authority itself", id)
 	}
 	return Identity{}, errors.New("the certificate names neither a node nor an agent")
+}
+
+// named reads the one name of ours in a certificate.
+func named(c *x509.Certificate) (id Identity, err error) {
+	for _, u := range c.URIs {
+		kind, name, ok := strings.Cut(u.Opaque, "/")
+		if u.Scheme != scheme || !ok || name == "" {
+			continue
+		}
+		if id.Name != "" {
+			return Identity{}, errors.New("the certificate has two names")
+		}
+		id = Identity{Kind(kind), name}
+	}
+	return id, nil
 }

@@ -28,6 +28,7 @@ const warnBefore = 30 * 24 * time.Hour
 // Keeper has the certificates of a process as the files have them now.
 type Keeper struct {
 	dir string
+	ca  string // the file of the authority, of a client that has nothing else
 	log *slog.Logger
 	now atomic.Pointer[loaded]
 }
@@ -50,16 +51,64 @@ func Open(dir string, log *slog.Logger) (*Keeper, error) {
 	return k, nil
 }
 
+// OpenAuthority reads the authority of a cluster alone, for a client that calls
+// without a certificate: path is ca.pem, or a folder with it.
+func OpenAuthority(path string, log *slog.Logger) (*Keeper, error) {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		path = filepath.Join(path, authorityCert)
+	}
+	k := &Keeper{ca: path, log: log}
+	l, err := k.read()
+	if err != nil {
+		return nil, err
+	}
+	k.now.Store(l)
+	return k, nil
+}
+
+// Dir returns the folder of the certificates.
+func (k *Keeper) Dir() string { return k.dir }
+
+// Authority returns the file with the authority's certificate.
+func (k *Keeper) Authority() string {
+	if k.ca != "" {
+		return k.ca
+	}
+	return k.path(authorityCert)
+}
+
+// Own returns whom the own certificate names; ok is false when there is none.
+func (k *Keeper) Own() (id Identity, ok bool) {
+	own := k.now.Load().own
+	if own == nil || own.Leaf == nil {
+		return Identity{}, false
+	}
+	id, err := named(own.Leaf)
+	return id, err == nil
+}
+
+// Sign is Signer's, with the agents' authority as the files have it now.
+func (k *Keeper) Sign(request []byte, host string) ([]byte, error) {
+	s, err := LoadSigner(k.dir)
+	if err != nil {
+		return nil, err
+	}
+	return s.Sign(request, host, time.Now())
+}
+
 func (k *Keeper) path(name string) string { return filepath.Join(k.dir, name) }
 
 func (k *Keeper) read() (*loaded, error) {
 	l := &loaded{pool: x509.NewCertPool(), at: k.times()}
-	raw, err := os.ReadFile(k.path(authorityCert))
+	raw, err := os.ReadFile(k.Authority())
 	if err != nil {
 		return nil, fleet.Invalidf("the cluster's authority cannot be read: %s", err).WithHint("footplate tls init makes it")
 	}
 	if !l.pool.AppendCertsFromPEM(raw) {
-		return nil, fleet.Invalidf("%s has no certificate in PEM", k.path(authorityCert))
+		return nil, fleet.Invalidf("%s has no certificate in PEM", k.Authority()).WithHint("it is ca.pem of footplate tls init")
+	}
+	if k.ca != "" {
+		return l, nil
 	}
 	own, err := tls.LoadX509KeyPair(k.path(ownCert), k.path(ownKey))
 	switch {
@@ -73,8 +122,12 @@ func (k *Keeper) read() (*loaded, error) {
 }
 
 func (k *Keeper) times() (at [3]time.Time) {
-	for i, name := range []string{authorityCert, ownCert, ownKey} {
-		if info, err := os.Stat(k.path(name)); err == nil {
+	files := []string{k.Authority()}
+	if k.ca == "" {
+		files = append(files, k.path(ownCert), k.path(ownKey))
+	}
+	for i, name := range files {
+		if info, err := os.Stat(name); err == nil {
 			at[i] = info.ModTime()
 		}
 	}
@@ -103,9 +156,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 				k.log.Info("certificates were read anew", "ends", k.Ends())
 			}
 		}
-		if ends := k.Ends(); !ends.IsZero() && time.Until(ends) < warnBefore && time.Since(warned) > 24*time.Hour {
+		// An agent renews its own long before.
+		if ends := k.Ends(); !ends.IsZero() && time.Until(ends) < warnBefore && time.Now().After(k.RenewAt().Add(24*time.Hour)) &&
+			time.Since(warned) > 24*time.Hour {
 			warned = time.Now()
-			k.log.Warn("the certificate ends soon: footplate tls init makes a new one", "ends", ends)
+			k.log.Warn("the certificate ends soon: footplate tls init makes a node's anew", "ends", ends)
 		}
 	}
 }
@@ -127,6 +182,16 @@ func (k *Keeper) Ends() time.Time {
 		return time.Time{}
 	}
 	return own.Leaf.NotAfter
+}
+
+// RenewAt returns when a third of the own certificate's life is left, zero when
+// there is none: then it is time for another.
+func (k *Keeper) RenewAt() time.Time {
+	own := k.now.Load().own
+	if own == nil || own.Leaf == nil {
+		return time.Time{}
+	}
+	return own.Leaf.NotAfter.Add(-own.Leaf.NotAfter.Sub(own.Leaf.NotBefore) / 3)
 }
 
 var errNone = errors.New("this process has no certificate of its own")

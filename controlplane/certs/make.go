@@ -268,16 +268,9 @@ func LoadSigner(dir string) (*Signer, error) {
 // certificate as the agent of a host. Nothing of the request is taken over but
 // the key. The answer (PEM) has the agents' authority behind the certificate.
 func (s *Signer) Sign(request []byte, host string, now time.Time) ([]byte, error) {
-	block, _ := pem.Decode(request)
-	if block == nil || block.Type != "CERTIFICATE REQUEST" {
-		return nil, fleet.Invalidf("the certificate request of host %q is not in PEM", host)
-	}
-	r, err := x509.ParseCertificateRequest(block.Bytes)
+	r, err := readRequest(request, host)
 	if err != nil {
-		return nil, fleet.Invalidf("the certificate request of host %q cannot be read: %s", host, err)
-	}
-	if err := r.CheckSignature(); err != nil {
-		return nil, fleet.Invalidf("whoever asks for the certificate of host %q does not have its key", host)
+		return nil, err
 	}
 	made, err := s.ca.sign(&x509.Certificate{
 		Subject: pkix.Name{CommonName: host}, NotBefore: now.Add(-early), NotAfter: now.Add(AgentLife),
@@ -290,6 +283,67 @@ func (s *Signer) Sign(request []byte, host string, now time.Time) ([]byte, error
 	return append(made.certPEM(), s.ca.certPEM()...), nil
 }
 
+func readRequest(request []byte, host string) (*x509.CertificateRequest, error) {
+	block, _ := pem.Decode(request)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return nil, fleet.Invalidf("the certificate request of host %q is not in PEM", host)
+	}
+	r, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, fleet.Invalidf("the certificate request of host %q cannot be read: %s", host, err)
+	}
+	if err := r.CheckSignature(); err != nil {
+		return nil, fleet.Invalidf("whoever asks for the certificate of host %q does not have its key", host)
+	}
+	return r, nil
+}
+
+// RequestKey returns the hash of the key behind a certificate request, as KeyOf
+// returns that of a certificate.
+func RequestKey(request []byte, host string) (string, error) {
+	r, err := readRequest(request, host)
+	if err != nil {
+		return "", err
+	}
+	return keyHash(r.RawSubjectPublicKeyInfo), nil
+}
+
+// Request returns a request for a certificate for the key in dir, which it makes
+// if there is none.
+func Request(dir string) ([]byte, error) {
+	key := filepath.Join(dir, ownKey)
+	raw, err := readBlock(key, "PRIVATE KEY")
+	if errors.Is(err, fs.ErrNotExist) {
+		made, request, err := NewRequest()
+		if err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make folder of certificates: %w", err)
+		}
+		return request, writeFile(key, made, 0o600)
+	}
+	if err != nil {
+		return nil, err
+	}
+	private, err := x509.ParsePKCS8PrivateKey(raw)
+	if err != nil {
+		return nil, fleet.Invalidf("key %s cannot be read: %s", key, err)
+	}
+	return requestFor(private)
+}
+
+// Save puts a certificate (PEM) beside the key that it is for.
+func Save(dir string, cert []byte) error { return writeFile(filepath.Join(dir, ownCert), cert, 0o644) }
+
+func requestFor(private crypto.PrivateKey) ([]byte, error) {
+	req, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, private)
+	if err != nil {
+		return nil, fmt.Errorf("make certificate request: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: req}), nil
+}
+
 // NewRequest makes a key and the request for a certificate for it, both PEM.
 func NewRequest() (key, request []byte, err error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -300,10 +354,6 @@ func NewRequest() (key, request []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	req, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, private)
-	if err != nil {
-		return nil, nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: req}), nil
+	request, err = requestFor(private)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), request, err
 }

@@ -36,8 +36,11 @@ import (
 type Config struct {
 	Addrs []string // base URLs of nodes; any of them will do
 	Token string
-	Via   string        // surface and version: "cli/0.1.0"
-	HTTP  *http.Client  // optional
+	Via   string       // surface and version: "cli/0.1.0"
+	HTTP  *http.Client // optional
+	// Dial makes TLS connections, to https:// addresses, in the place of HTTP's:
+	// certs.Keeper has it. Optional.
+	Dial  func(ctx context.Context, network, addr string) (net.Conn, error)
 	Retry time.Duration // how long a call is tried again; DefaultRetry when zero
 }
 
@@ -87,7 +90,7 @@ func New(cfg Config) (*Client, error) {
 	c := &Client{cfg: cfg, http: cfg.HTTP, next: new(atomic.Int64)}
 	if c.http == nil {
 		c.http = &http.Client{Transport: &http.Transport{
-			DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+			DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DialTLSContext: cfg.Dial,
 			MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute,
 		}}
 	}
@@ -387,6 +390,9 @@ func (c *Client) open(call call, method, path string, body []byte, header http.H
 	late.Stop()
 	if err != nil {
 		cancel()
+		if e := Untrusted(call.addr, err); e != nil {
+			return nil, e
+		}
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
 			return nil, errRefused{fleet.Unavailablef("no node answers at %s: nothing was done", strings.Join(c.cfg.Addrs, ", ")).
@@ -401,6 +407,9 @@ func (c *Client) open(call call, method, path string, body []byte, header http.H
 	if res.StatusCode >= 300 || res.Header.Get("Content-Type") == "application/problem+json" {
 		defer res.Body.Close()
 		b, _ := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+		if e := SpeaksTLS(call.addr, res.StatusCode, b); e != nil {
+			return nil, e
+		}
 		return nil, problem(b, res.Status)
 	}
 	return res, nil

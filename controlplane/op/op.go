@@ -18,11 +18,13 @@ package op
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"footplate/controlplane/state"
@@ -134,9 +136,9 @@ type World interface {
 	Entries(ctx context.Context, f EntryFilter) ([]fleet.Entry, error)
 	// ExportEntries writes entries in the format that "audit verify" reads.
 	ExportEntries(ctx context.Context, f EntryFilter, w io.Writer) error
-	// VerifyEntries checks the archive of this node against the state's chain,
-	// and returns how many entries it has checked.
-	VerifyEntries(ctx context.Context) (checked int, err error)
+	// VerifyEntries checks the record wherever v says, and returns what it found,
+	// a place each: the archive of this node first.
+	VerifyEntries(ctx context.Context, v Verify) []Checked
 	// Cluster returns how the nodes are.
 	Cluster(ctx context.Context) Cluster
 	// SaveSnapshot writes the state as a snapshot.
@@ -173,9 +175,50 @@ type EntryFilter struct {
 	Op           string
 	Outcome      fleet.EntryOutcome
 	Incident     string
+	Object       string // a name that stands in the arguments or the text, as a word
 	Text         string
 	Limit        int  // the archive's default when zero
 	Newest       bool // newest first
+}
+
+// Verify says what of the record is to be checked beside the archive of the
+// node that answers.
+type Verify struct {
+	Peers    bool          // the archives of the other nodes
+	Postgres bool          // the shared archive
+	Anchors  []EntryAnchor // that were noted outside
+}
+
+// EntryAnchor is the hash that an entry was noted with.
+type EntryAnchor struct {
+	N    fleet.EntryNo `json:"n"`
+	Hash string        `json:"hash"`
+}
+
+// ParseAnchor reads ENTRY:HASH.
+func ParseAnchor(s string) (EntryAnchor, error) {
+	n, hash, ok := strings.Cut(s, ":")
+	entry, err := strconv.ParseUint(n, 10, 63)
+	if _, bad := hex.DecodeString(hash); !ok || err != nil || entry == 0 || bad != nil || len(hash) != 64 {
+		return EntryAnchor{}, fleet.Invalidf("%q is not an anchor", s).WithHint("ENTRY:HASH, with the whole hash, as the channel has them")
+	}
+	return EntryAnchor{N: fleet.EntryNo(entry), Hash: strings.ToLower(hash)}, nil
+}
+
+// Checked is what was found in one place where the record is kept.
+type Checked struct {
+	Where   string        `json:"where"` // "node n1", "postgres"
+	Entries int           `json:"entries"`
+	First   fleet.EntryNo `json:"first"`
+	Last    fleet.EntryNo `json:"last"`
+	Head    string        `json:"head"` // hash of Last
+	// Anchored is the highest anchor that was met: up to there the record is the
+	// one that was anchored.
+	Anchored fleet.EntryNo `json:"anchored,omitempty"`
+	Note     string        `json:"note,omitempty"` // what else there is to know
+	// Err is what is wrong, nil when nothing is: with fleet.CodeConflict the
+	// record is not whole, with any other it could not be checked.
+	Err *fleet.Error `json:"err,omitempty"`
 }
 
 // Cluster is how the nodes are, as the answering node sees them.
@@ -189,6 +232,7 @@ type Cluster struct {
 	Commit    uint64         `json:"commit"`
 	Contact   fleet.Duration `json:"contact"` // since it last heard the leader
 	ClockNote string         `json:"clock_note,omitempty"`
+	Notes     []string       `json:"notes,omitempty"` // what is behind or away outside of the cluster
 	Nodes     []ClusterNode  `json:"nodes"`
 }
 

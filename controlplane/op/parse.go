@@ -1,6 +1,7 @@
 package op
 
 import (
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -156,9 +157,12 @@ func (r *Registry) ParseWords(words []string) (*Call, error) {
 				return nil, fleet.Invalidf("--%s needs a value", name)
 			}
 		}
-		taken, err := call.Options.set(name, value)
-		if err != nil {
-			return nil, err
+		taken := false
+		// A flag of the operation's own has its own meaning.
+		if !slices.ContainsFunc(o.Params, func(p Param) bool { return p.Flag == name }) {
+			if taken, err = call.Options.set(name, value); err != nil {
+				return nil, err
+			}
 		}
 		if !taken {
 			named[name] = append(named[name], value)

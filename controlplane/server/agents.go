@@ -53,14 +53,7 @@ func (s *Server) agent(r *http.Request) (Caller, error) {
 	if err := s.ours(r, true); err != nil {
 		return Caller{}, err
 	}
-	c, err := s.door.caller(r)
-	if err != nil {
-		return Caller{}, err
-	}
-	if c.Role != fleet.Agent {
-		return Caller{}, fleet.Deniedf("%s is not an agent: only agents may say this", c.Principal)
-	}
-	return c, nil
+	return s.agentCaller(r)
 }
 
 // agentCluster tells an agent of which cluster this is: it names it in all else
@@ -69,19 +62,16 @@ func (s *Server) agentCluster(w http.ResponseWriter, r *http.Request) error {
 	if err := s.ours(r, false); err != nil {
 		return err
 	}
-	c, err := s.door.caller(r)
-	if err != nil {
+	if _, err := s.agentCaller(r); err != nil {
 		return err
-	}
-	if c.Role != fleet.Agent {
-		return fleet.Deniedf("%s is not an agent: only agents may ask this", c.Principal)
 	}
 	return s.reply(w, map[string]string{"cluster": s.cfg.Cluster})
 }
 
 // beat acknowledges that an agent is alive: from memory, at once.
 func (s *Server) beat(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.agent(r); err != nil {
+	c, err := s.agent(r)
+	if err != nil {
 		return err
 	}
 	body, err := readBody(w, r, maxBody)
@@ -90,6 +80,9 @@ func (s *Server) beat(w http.ResponseWriter, r *http.Request) error {
 	}
 	var b api.Beat
 	if err := decode(body, &b); err != nil {
+		return err
+	}
+	if err := s.speaksFor(c, b.Host); err != nil {
 		return err
 	}
 	if err := checkAgent(b.Host, b.Boot); err != nil {
@@ -150,7 +143,8 @@ var outcomes = []fleet.Outcome{fleet.Passed, fleet.Failed, fleet.TimedOut, fleet
 
 // sync hears what an agent holds, and answers with what it shall do.
 func (s *Server) sync(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.agent(r); err != nil {
+	c, err := s.agent(r)
+	if err != nil {
 		return err
 	}
 	body, err := readBody(w, r, maxLogsBody)
@@ -159,6 +153,9 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request) error {
 	}
 	var q api.Sync
 	if err := decode(body, &q); err != nil {
+		return err
+	}
+	if err := s.speaksFor(c, q.Host); err != nil {
 		return err
 	}
 	if err := checkSync(&q); err != nil {
@@ -216,8 +213,8 @@ func (s *Server) syncHere(ctx context.Context, q *api.Sync, via string) (api.Syn
 		v := s.cfg.View()
 		members, nodes := s.cfg.Members()
 		now := s.cfg.Mono()
-		reply := order.Answer(v, q, leave, func(id fleet.AttemptID) (ok bool) {
-			s.agents.in(term, now, func(b *order.Book) { ok = b.Offers(id, now) })
+		reply := order.Answer(v, q, leave, func(at fleet.Attempt) (ok bool) {
+			s.agents.in(term, now, func(b *order.Book) { ok = b.Offers(at, now) })
 			return ok
 		}, members, nodes)
 		if order.Due(q, &reply, fleet.DurationOf(time.Since(begun))) {

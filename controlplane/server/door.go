@@ -61,6 +61,10 @@ func (d *Door) Authenticate(secret string) (Caller, error) {
 		if t.Expired(d.cfg.Now()) {
 			return d.stranger("token %q has expired on %s", t.Name, t.ExpiresAt)
 		}
+		if t.Once {
+			return Caller{}, fleet.Deniedf("token %q lets host %s enrol, and nothing else", t.Name, t.Principal).
+				WithHint("give it to footplate agent --join-token-file")
+		}
 		return Caller{op.Caller{Principal: t.Principal, Role: t.Role, Token: t}, hash}, nil
 	}
 	if subtle.ConstantTimeCompare([]byte(hash), []byte(hashSecret(d.cfg.NodeToken))) == 1 {
@@ -98,13 +102,18 @@ func (d *Door) actingFor(c Caller, p fleet.Principal) (Caller, error) {
 	return c, nil
 }
 
-// caller authenticates a request by its headers.
-func (d *Door) caller(r *http.Request) (Caller, error) {
+// secretOf returns the token's secret that a request comes with.
+func secretOf(r *http.Request) string {
 	scheme, secret, ok := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
-		secret = ""
+		return ""
 	}
-	c, err := d.Authenticate(strings.TrimSpace(secret))
+	return strings.TrimSpace(secret)
+}
+
+// caller authenticates a request by its headers.
+func (d *Door) caller(r *http.Request) (Caller, error) {
+	c, err := d.Authenticate(secretOf(r))
 	if p := r.Header.Get(api.HeaderFor); p != "" && err == nil {
 		return d.actingFor(c, fleet.Principal(p))
 	}

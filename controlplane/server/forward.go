@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/certs"
 	"footplate/fleet"
 )
 
@@ -190,6 +191,12 @@ func (s *Server) send(ctx context.Context, l *lane, r *http.Request, at leaderAt
 		if v := r.Header.Get(h); v != "" {
 			req.Header.Set(h, v)
 		}
+	}
+	if id, ok := certs.Of(r.TLS); ok && id.Kind == certs.Agent {
+		// Its certificate does not come along: this node, which has seen it,
+		// vouches for the agent.
+		req.Header.Set("Authorization", "Bearer "+s.cfg.NodeToken)
+		req.Header.Set(api.HeaderFor, string(fleet.AgentOf(fleet.HostID(id.Name))))
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set(api.HeaderCluster, s.cfg.Cluster)

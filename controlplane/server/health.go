@@ -58,8 +58,9 @@ func (s *Server) notes(ctx context.Context) []string {
 		out = append(out, fmt.Sprintf("the audit archive cannot be written, and %d entries wait in memory: the log of node %s says why",
 			archiveBehind(s.cfg.View(), s.cfg.Status().Archive), s.cfg.Node))
 	}
-	if note := s.cfg.World.Cluster(ctx).ClockNote; note != "" {
+	cluster := s.cfg.World.Cluster(ctx)
+	if note := cluster.ClockNote; note != "" {
 		out = append(out, note)
 	}
-	return out
+	return append(out, cluster.Notes...)
 }

@@ -72,6 +72,20 @@ func (m *metrics) cluster(t *text, clockAlarm bool) {
 	gauge("footplate_entry", "Number of the newest audit entry.", float64(v.Entry))
 	gauge("footplate_archive_behind", "Audit entries that wait to be written to this node's disk.", float64(archiveBehind(v, st.Archive)))
 	gauge("footplate_outbox_depth", "Parcels that wait for delivery.", float64(v.Outbox.Len()))
+	if m.cfg.Shared != nil {
+		if behind, failing, ok := m.cfg.Shared(); ok {
+			gauge("footplate_shared_archive_behind", "Audit entries that wait to be delivered to Postgres, on the leader.", float64(behind))
+			gauge("footplate_shared_archive_failing", "1 while Postgres takes nothing, on the leader.", truth(failing))
+		}
+	}
+	t.family("footplate_outbox_lag", "Lines of the channel that are not in the sink yet.", "gauge")
+	for name, s := range v.Sinks.All() {
+		t.sample("", labels([]string{"node", "sink"}, []string{node, name}), float64(v.Line-min(s.Sent, v.Line)))
+	}
+	t.family("footplate_sink_failing", "1 while the sink takes nothing.", "gauge")
+	for name, s := range v.Sinks.All() {
+		t.sample("", labels([]string{"node", "sink"}, []string{node, name}), truth(s.FailingAt != 0))
+	}
 	gauge("footplate_builds_queued", "Builds in the first stage of the queue.", float64(v.Queued.Len()))
 	gauge("footplate_tasks_waiting", "Tasks that wait for a slot.", float64(v.Waiting.Len()))
 	gauge("footplate_attempts_live", "Attempts that hold a slot.", float64(v.Running.Len()))

@@ -345,7 +345,7 @@ func (s *Server) closeTap(r *http.Request, out *tap, err error) error {
 	if !out.begun {
 		return err
 	}
-	e := s.shown(r.URL.Path, err)
+	e := s.shown(r.URL.Path, out.w.Header().Get(api.HeaderRequest), err)
 	if out.failed != nil || r.Context().Err() != nil {
 		e = fleet.Unavailablef("node %s lets go of the stream", s.cfg.Node).WithHint("ask again, or ask another node")
 	}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/certs"
 	"footplate/fleet"
 )
 
@@ -15,6 +16,10 @@ import (
 func (s *Server) peer(r *http.Request, anonymous bool) error {
 	if err := s.ours(r, !anonymous); err != nil {
 		return err
+	}
+	if id, ok := certs.Of(r.TLS); s.cfg.TLS != nil && (!ok || id.Kind != certs.Node) {
+		return fleet.Deniedf("whoever asks has shown no node's certificate: only nodes may ask this").
+			WithHint("footplate tls init makes it; footplate server --tls DIR")
 	}
 	c, err := s.door.caller(r)
 	if err != nil {
@@ -77,6 +82,9 @@ func (s *Server) peerJoin(w http.ResponseWriter, r *http.Request) error {
 	var j api.Join
 	if err := decode(body, &j); err != nil {
 		return err
+	}
+	if id, ok := certs.Of(r.TLS); ok && id.Name != string(j.Node) && r.Header.Get(api.HeaderForwarded) == "" {
+		return fleet.Deniedf("node %s may not join with the certificate of %s", j.Node, id).WithHint("give each node its own folder of footplate tls init")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
@@ -157,7 +165,8 @@ func (s *Server) peerEntries(w http.ResponseWriter, r *http.Request) error {
 // takeLogs puts chunks of an agent's logs on this node's disk, and answers when
 // they are there.
 func (s *Server) takeLogs(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.agent(r); err != nil {
+	c, err := s.agent(r)
+	if err != nil {
 		return err
 	}
 	body, err := readBody(w, r, maxLogsBody)
@@ -166,6 +175,9 @@ func (s *Server) takeLogs(w http.ResponseWriter, r *http.Request) error {
 	}
 	var q api.Chunks
 	if err := decode(body, &q); err != nil {
+		return err
+	}
+	if err := s.speaksFor(c, q.Host); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)

@@ -39,17 +39,20 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		s.log.Warn("an answer broke off", "path", r.URL.Path, "err", err)
 		panic(http.ErrAbortHandler)
 	}
+	if fleet.CodeOf(err) == fleet.CodeDenied {
+		s.log.Info("a request is refused", "id", w.Header().Get(api.HeaderRequest), "path", r.URL.Path, "from", r.RemoteAddr, "err", err)
+	}
 	var fixed *statusError
 	if errors.As(err, &fixed) {
 		s.failAs(w, fixed.status, fixed.as)
 		return
 	}
-	e := s.shown(r.URL.Path, err)
+	e := s.shown(r.URL.Path, w.Header().Get(api.HeaderRequest), err)
 	s.failAs(w, e.Code.Meaning().HTTP, e)
 }
 
-// shown returns err as people may see it.
-func (s *Server) shown(what string, err error) *fleet.Error {
+// shown returns err as people may see it; id is the request's.
+func (s *Server) shown(what, id string, err error) *fleet.Error {
 	var e *fleet.Error
 	switch {
 	case errors.As(err, &e):
@@ -57,7 +60,6 @@ func (s *Server) shown(what string, err error) *fleet.Error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return fleet.Unavailablef("node %s could not answer in time", s.cfg.Node).WithHint("try again, or ask another node")
 	}
-	id := newID()
 	s.log.Error("a request failed", "id", id, "op", what, "err", err)
 	return internal(s.cfg.Node, id)
 }
@@ -71,7 +73,9 @@ func (s *Server) failAs(w http.ResponseWriter, status int, e *fleet.Error) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="footplate"`)
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
-	s.write(w, status, problem(e, status))
+	p := problem(e, status)
+	p.Request = w.Header().Get(api.HeaderRequest)
+	s.write(w, status, p)
 }
 
 // reply answers with v.
@@ -86,7 +90,6 @@ func (s *Server) write(w http.ResponseWriter, status int, v any) {
 	if err != nil {
 		panic("server: an answer cannot be encoded: " + err.Error())
 	}
-	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
 	// An operation may have taken long: the time for writing begins here.
 	s.moreTime(w)

@@ -45,6 +45,7 @@ import (
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/certs"
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
@@ -101,6 +102,9 @@ type Config struct {
 	ReadLogs func(id fleet.AttemptID, from int) []api.Chunk
 	// Entries returns audit entries that this node holds, both ends included.
 	Entries func(ctx context.Context, from, to fleet.EntryNo) ([]fleet.Entry, error)
+	// Shared says how many entries wait to be delivered to the shared archive, and
+	// whether it takes them; ok is false when this node does not deliver. Optional.
+	Shared func() (behind uint64, failing, ok bool)
 	// ArchiveErr says what keeps the audit archive from writing, nil when nothing
 	// does. Optional.
 	ArchiveErr func() error
@@ -108,6 +112,14 @@ type Config struct {
 	Status func() api.PeerStatus
 	// Join takes a node into the cluster: called on the leader alone.
 	Join func(ctx context.Context, j api.Join) error
+
+	// TLS has the certificates of the node: then only nodes that show one are
+	// nodes, and agents may come with one. Serve is given a listener that asks
+	// for them. Optional.
+	TLS *certs.Keeper
+	// Page answers what is no path of the API, Slack what is posted to
+	// /slack/events. Optional.
+	Page, Slack http.Handler
 
 	Log *slog.Logger
 }
@@ -121,6 +133,9 @@ const (
 	callTimeout  = 10 * time.Second // of an operation, all in all
 	// leaderWait is how long a request waits for a leader.
 	leaderWait = 2 * time.Second
+	// maxConns is how many connections may be open, where the system allows as
+	// many. Agents hold a few each.
+	maxConns = 32768
 	// unsureWait is how long the node goes on asking what came of a command that
 	// it has sent.
 	unsureWait = 5 * time.Second
@@ -139,6 +154,7 @@ type Server struct {
 	operations, agentLane, streams, peers *lane
 	openAPI                               []byte
 	readTimeout, writeTimeout             time.Duration
+	maxConns                              int
 }
 
 // New makes a server. It starts nothing.
@@ -153,8 +169,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Log, byPath: make(map[string]*op.Op), agents: new(agents),
-		operations: newLane(512), agentLane: newLane(16384), streams: newLane(2048), peers: newLane(512),
-		readTimeout: readTimeout, writeTimeout: writeTimeout,
+		operations: newLane(512, cfg.TLS), agentLane: newLane(16384, cfg.TLS), streams: newLane(2048, cfg.TLS), peers: newLane(512, cfg.TLS),
+		readTimeout: readTimeout, writeTimeout: writeTimeout, maxConns: connsHere(),
 	}
 	for _, o := range cfg.Registry.Ops() {
 		if !o.Hidden() {
@@ -188,6 +204,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		BaseContext:       func(net.Listener) context.Context { return inner },
+		ConnState:         newCrowd(s.maxConns).note,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	for _, l := range []*lane{s.operations, s.agentLane, s.streams, s.peers} {
@@ -219,14 +236,18 @@ type lane struct {
 	client *http.Client // to the leader
 }
 
-func newLane(n int) *lane {
+func newLane(n int, secure *certs.Keeper) *lane {
 	d := &net.Dialer{Timeout: time.Second, KeepAlive: 15 * time.Second}
+	transport := &http.Transport{
+		DialContext: d.DialContext, MaxIdleConnsPerHost: min(n, 256), IdleConnTimeout: time.Minute, DisableCompression: true,
+	}
+	if secure != nil {
+		transport.DialTLSContext = secure.Dial
+	}
 	return &lane{
 		places: make(chan struct{}, n),
 		client: &http.Client{
-			Transport: &http.Transport{
-				DialContext: d.DialContext, MaxIdleConnsPerHost: min(n, 256), IdleConnTimeout: time.Minute, DisableCompression: true,
-			},
+			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
@@ -287,6 +308,8 @@ func (s *Server) routes() {
 	only(http.MethodPost, "/v1/agent.beat", s.agentLane, s.beat)
 	only(http.MethodPost, "/v1/agent.sync", s.agentLane, s.sync)
 	only(http.MethodPost, "/v1/agent.logs", s.agentLane, s.takeLogs)
+	only(http.MethodPost, "/v1/agent.enrol", s.agentLane, s.enrol)
+	only(http.MethodPost, "/v1/agent.renew", s.agentLane, s.renew)
 
 	only(http.MethodGet, "/v1/peer.status", s.peers, s.peerStatus)
 	only(http.MethodGet, "/v1/peer.index", s.peers, s.peerIndex)
@@ -298,16 +321,35 @@ func (s *Server) routes() {
 	m.HandleFunc("/healthz", s.healthz)
 	m.HandleFunc("/readyz", s.readyz)
 	m.HandleFunc("/metrics", s.serveMetrics)
-	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	nothing := func(w http.ResponseWriter, r *http.Request) {
 		s.failAs(w, http.StatusNotFound, fleet.NotFoundf("there is nothing at %s", shorten(r.URL.Path)).
 			WithHint("operations are at /v1/<noun>.<verb>; /v1/openapi.json lists them"))
-	})
+	}
+	m.HandleFunc("/v1/", nothing)
+	if s.cfg.Page != nil {
+		m.Handle("/", s.cfg.Page)
+	} else {
+		m.HandleFunc("/", nothing)
+	}
+	if s.cfg.Slack != nil {
+		m.Handle("/slack/events", s.cfg.Slack)
+	}
 	s.mux = m
 }
 
 // guarded answers a request, and turns a panic into an error with an id.
 func (s *Server) guarded(w http.ResponseWriter, r *http.Request) {
 	out := &answer{ResponseWriter: w}
+	h := w.Header()
+	h.Set(api.HeaderRequest, newID())
+	// What a browser is told of whatever it gets here; the page says more of its
+	// own. Strict-Transport-Security is not among it: it holds for a host with
+	// all its ports, and other things listen there.
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	control := http.NewResponseController(w)
 	// A writer that has no deadlines, in tests, needs none.
 	// Without a body, what is read is whether the caller is still there: for as
@@ -324,7 +366,7 @@ func (s *Server) guarded(w http.ResponseWriter, r *http.Request) {
 		if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			panic(p)
 		}
-		id := newID()
+		id := h.Get(api.HeaderRequest)
 		s.log.Error("panic while answering a request", "id", id, "path", r.URL.Path, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
 		if out.begun {
 			panic(http.ErrAbortHandler)

@@ -309,7 +309,7 @@ func TestTooManyRequestsAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1)
 	n := w.nodes[0]
-	n.server.operations = newLane(1)
+	n.server.operations = newLane(1, nil)
 	n.server.operations.places <- struct{}{}
 	a := n.as("viewer", http.MethodGet, "/v1/pool.list", nil)
 	a.problem(503, fleet.CodeUnavailable)

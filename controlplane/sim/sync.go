@@ -180,7 +180,7 @@ func (o *office) answer(h *heldSync) bool {
 		return true
 	}
 	now := o.n.mono()
-	reply := order.Answer(o.n.view, h.q, h.leave, func(id fleet.AttemptID) bool { return o.book.Offers(id, now) }, version, o.w.addrs())
+	reply := order.Answer(o.n.view, h.q, h.leave, func(at fleet.Attempt) bool { return o.book.Offers(at, now) }, version, o.w.addrs())
 	if !order.Due(h.q, &reply, fleet.Duration((o.w.now-h.begun)/ms)) {
 		return false
 	}

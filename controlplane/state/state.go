@@ -66,6 +66,8 @@ type tables struct {
 	Outbox   *Table[fleet.EntryNo, Parcel]
 	Channel  *Table[fleet.EntryNo, Line]
 	Sinks    *Table[string, Sink]
+	Erasures *Table[fleet.EntryNo, Erasure] // by the entry that they are of
+	Anchors  *Table[fleet.EntryNo, Anchor]
 }
 
 // State is the replicated state. One goroutine owns it.
@@ -100,10 +102,13 @@ func New() *State {
 		Outbox:   numbered[fleet.EntryNo, Parcel]("outbox", j),
 		Channel:  numbered[fleet.EntryNo, Line]("channel", j),
 		Sinks:    named[string, Sink]("sinks", j),
+		Erasures: numbered[fleet.EntryNo, Erasure]("erasures", j),
+		Anchors:  numbered[fleet.EntryNo, Anchor]("anchors", j),
 	}
 	st.all = []anyTable{
 		st.Nodes, st.Tokens, st.Grants, st.Orgs, st.Pools, st.Hosts, st.Launches, st.Builds, st.Attempts,
 		st.Gates, st.Pauses, st.Keys, st.KeyOrder, st.Refusals, st.Outbox, st.Channel, st.Sinks,
+		st.Erasures, st.Anchors,
 	}
 	st.Builds.onChange = func(old, now *fleet.Build) { st.derived.build(old, now) }
 	st.Attempts.onChange = func(old, now *fleet.Attempt) { st.derived.attempt(old, now) }

@@ -23,6 +23,8 @@ type View struct {
 	Outbox   Rows[fleet.EntryNo, Parcel]
 	Channel  Rows[fleet.EntryNo, Line]
 	Sinks    Rows[string, Sink]
+	Erasures Rows[fleet.EntryNo, Erasure]
+	Anchors  Rows[fleet.EntryNo, Anchor]
 	derived
 }
 
@@ -39,7 +41,7 @@ func (v *View) tables() []dumper {
 		{"builds", v.Builds.dumpRows}, {"attempts", v.Attempts.dumpRows}, {"gates", v.Gates.dumpRows},
 		{"pauses", v.Pauses.dumpRows}, {"keys", v.Keys.dumpRows}, {"key_order", v.KeyOrder.dumpRows},
 		{"refusals", v.Refusals.dumpRows}, {"outbox", v.Outbox.dumpRows}, {"channel", v.Channel.dumpRows},
-		{"sinks", v.Sinks.dumpRows},
+		{"sinks", v.Sinks.dumpRows}, {"erasures", v.Erasures.dumpRows}, {"anchors", v.Anchors.dumpRows},
 	}
 }
 
@@ -67,6 +69,8 @@ func (st *State) Publish() *View {
 		Outbox:   st.tables.Outbox.publish(last.Outbox),
 		Channel:  st.tables.Channel.publish(last.Channel),
 		Sinks:    st.tables.Sinks.publish(last.Sinks),
+		Erasures: st.tables.Erasures.publish(last.Erasures),
+		Anchors:  st.tables.Anchors.publish(last.Anchors),
 		derived:  last.derived,
 	}
 	if st.tables.Builds.touched || st.tables.Attempts.touched {
@@ -88,6 +92,7 @@ func (st *State) peek() *View {
 		Gates: st.tables.Gates.Rows, Pauses: st.tables.Pauses.Rows,
 		Keys: st.tables.Keys.Rows, KeyOrder: st.tables.KeyOrder.Rows, Refusals: st.tables.Refusals.Rows,
 		Outbox: st.tables.Outbox.Rows, Channel: st.tables.Channel.Rows, Sinks: st.tables.Sinks.Rows,
+		Erasures: st.tables.Erasures.Rows, Anchors: st.tables.Anchors.Rows,
 		derived: st.derived,
 	}
 }
@@ -117,6 +122,8 @@ func (v *View) Scratch() *State {
 	scratch(st.tables.Outbox, v.Outbox)
 	scratch(st.tables.Channel, v.Channel)
 	scratch(st.tables.Sinks, v.Sinks)
+	scratch(st.tables.Erasures, v.Erasures)
+	scratch(st.tables.Anchors, v.Anchors)
 	st.derived = v.derived.copy()
 	return st
 }

@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/certs"
 	"footplate/fleet"
 	"footplate/fleet/agent/attempt"
 	"footplate/fleet/lease"
@@ -45,8 +46,8 @@ type Config struct {
 	// less than a kernel, like a process of the local provider, has its own.
 	Boot    fleet.BootID
 	Addrs   []string // base URLs of nodes; one that answers is enough
-	Token   string
-	Cluster string // id; a node is asked when it is empty
+	Token   string   // the agents' shared one; not needed with a certificate
+	Cluster string   // id; a node is asked when it is empty
 	// Dir holds what the agent keeps. Absolute; one agent at a time; TaskUser
 	// must be able to pass through its parents.
 	Dir string
@@ -59,6 +60,10 @@ type Config struct {
 	Grace     time.Duration // between SIGTERM and SIGKILL of a canceled task; 10 s when 0
 	Version   string
 	Log       *slog.Logger
+	// TLS has the cluster's authority, and the agent's own certificate; without one
+	// it enrols with JoinToken, which is good once. Nil for plain HTTP.
+	TLS       *certs.Keeper
+	JoinToken string
 	// NoNamespace does without PID namespaces also where they are allowed.
 	NoNamespace bool
 }
@@ -94,7 +99,14 @@ func New(c Config) (*Agent, error) {
 			continue
 		}
 		if !strings.Contains(a, "://") {
-			a = "http://" + a
+			scheme := "http://"
+			if c.TLS != nil {
+				scheme = "https://"
+			}
+			a = scheme + a
+		}
+		if c.TLS != nil && strings.HasPrefix(a, "http://") {
+			return nil, fleet.Invalidf("the agent of host %q is to use TLS, and %s is without", c.Host, a).WithHint("https://%s", strings.TrimPrefix(a, "http://"))
 		}
 		addrs = append(addrs, a)
 	}
@@ -102,7 +114,10 @@ func New(c Config) (*Agent, error) {
 	switch {
 	case len(c.Addrs) == 0:
 		return nil, fleet.Invalidf("agent of host %q knows no node", c.Host).WithHint("give the address of at least one")
-	case c.Token == "":
+	case c.Token == "" && c.TLS == nil && c.JoinToken != "":
+		return nil, fleet.Invalidf("a token that is good once is for a certificate, and the agent of host %q has no TLS", c.Host).
+			WithHint("--tls DIR, with the cluster's ca.pem in it")
+	case c.Token == "" && c.TLS == nil:
 		return nil, fleet.Invalidf("agent of host %q has no token", c.Host).WithHint("the nodes keep it in DATA/secrets/agent")
 	case !filepath.IsAbs(c.Dir):
 		return nil, fleet.Invalidf("directory of the agent %q is not an absolute path", c.Dir)
@@ -154,6 +169,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.enrol(ctx); err != nil {
+		return err
+	}
 	if err := a.learnCluster(ctx); err != nil {
 		return err
 	}
@@ -169,6 +187,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		id.Seeds = append(id.Seeds, api.NodeAddr{API: addr})
 	}
 	a.nodes.Store(&id.Seeds)
+	if a.cfg.TLS != nil {
+		a.all.Go(func() { _ = a.cfg.TLS.Run(work) })
+		a.all.Go(func() { a.renew(work) })
+	}
 	a.log.Info("agent is up", "pool", a.cfg.Pool, "boot", boot, "incarnation", incarnation, "version", a.cfg.Version, "reaped", len(old))
 	for _, id := range old {
 		a.all.Go(func() { a.shipOld(work, id) })
@@ -229,6 +251,9 @@ func (a *Agent) learnCluster(ctx context.Context) error {
 				a.call.cluster = id
 				return replaceFile(name, []byte(id+"\n"))
 			case fleet.CodeDenied:
+				if a.cfg.Token == "" {
+					return err
+				}
 				return fleet.Deniedf("%s does not know this agent's token", addr).WithHint("copy DATA/secrets/agent of the first node")
 			case fleet.CodeNotFound:
 				return fleet.NotFoundf("%s does not tell agents of which cluster it is", addr).WithHint("say it: --cluster ID; cluster status shows it")
@@ -401,7 +426,7 @@ func (a *Agent) complain(addr string, err error) {
 	case "":
 		a.log.Info("the control plane answers", "api", addr)
 	case fleet.CodeDenied, fleet.CodeConflict, fleet.CodeNotFound, fleet.CodeInvalid:
-		a.log.Error("the control plane refuses this host", "api", addr, "err", err)
+		a.log.Error("the control plane refuses this host", "api", addr, "err", err, "hint", fleet.AsError(err).Hint)
 	default:
 		a.log.Warn("the control plane does not answer", "api", addr, "err", err)
 	}

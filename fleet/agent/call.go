@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/client"
 	"footplate/fleet"
 	"footplate/fleet/lease"
 )
@@ -52,16 +53,20 @@ func (t *text) Load() string {
 func (t *text) Store(s string) { t.v.Store(s) }
 
 func newCaller(c Config) *caller {
-	client := func(idle int) *http.Client {
-		return &http.Client{Transport: &http.Transport{
+	pool := func(idle int) *http.Client {
+		t := &http.Transport{
 			DialContext:         (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
 			MaxIdleConnsPerHost: idle,
 			IdleConnTimeout:     time.Minute,
-		}}
+		}
+		if c.TLS != nil {
+			t.DialTLSContext = c.TLS.Dial
+		}
+		return &http.Client{Transport: t}
 	}
 	k := &caller{
 		token: c.Token, cluster: c.Cluster, via: "agent/" + c.Version,
-		syncs: client(2), beats: client(1), logs: client(4),
+		syncs: pool(2), beats: pool(1), logs: pool(4),
 	}
 	// Not all agents of a fleet begin with the same node.
 	for _, b := range []byte(c.Host) {
@@ -157,13 +162,18 @@ func (k *caller) send(ctx context.Context, c *http.Client, method, base, path st
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Authorization", "Bearer "+k.token)
+	if k.token != "" {
+		req.Header.Set("Authorization", "Bearer "+k.token)
+	}
 	req.Header.Set(api.HeaderVia, k.via)
 	if k.cluster != "" {
 		req.Header.Set(api.HeaderCluster, k.cluster)
 	}
 	resp, err := c.Do(req)
 	if err != nil {
+		if e := client.Untrusted(base, err); e != nil {
+			return e
+		}
 		return err
 	}
 	defer resp.Body.Close()
@@ -175,6 +185,9 @@ func (k *caller) send(ctx context.Context, c *http.Client, method, base, path st
 		var p api.Problem
 		if json.Unmarshal(answer, &p) == nil && p.Code != "" {
 			return &fleet.Error{Code: p.Code, Msg: p.Detail, Hint: p.Hint}
+		}
+		if e := client.SpeaksTLS(base, resp.StatusCode, answer); e != nil {
+			return e
 		}
 		return fleet.Unavailablef("%s answers %s", base, resp.Status)
 	}
