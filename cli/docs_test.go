@@ -77,7 +77,7 @@ func TestCommandsInDocuments(t *testing.T) {
 	p := &program{Session: Session{registry: ops}}
 	p.root = p.tree()
 	// What main adds parses its own flags; usage lines have no values.
-	other := regexp.MustCompile(`^(dev|server|agent|chat|help|reference|completion)\b`)
+	other := regexp.MustCompile(`^(dev|server|agent|chat|bot|tls|help|reference|completion)\b`)
 	usage := regexp.MustCompile(`\[|\b[A-Z]{2,}\b`)
 	for _, name := range []string{"README.md", "OPERATIONS.md"} {
 		lines := commandLines(readDoc(t, name))

@@ -195,11 +195,12 @@ func (l *load) finish() {
 func TestCuts(t *testing.T) {
 	w := newWorld(t, setting{replicas: 2, Config: slacktest.Config{
 		// As with the real one, the last delivery comes when the trouble is over: an
-		// event whose every delivery was cut off would be Slack's loss.
-		AckWithin: time.Second, Redeliver: []time.Duration{0, time.Second, time.Minute},
+		// event whose every delivery was cut off would be Slack's loss. It comes
+		// before the bot asks whether something so old is still to be done.
+		AckWithin: time.Second, Redeliver: []time.Duration{0, time.Second, 40 * time.Second},
 	}})
 	l := startLoad(w, 6)
-	tick := time.NewTicker(150 * time.Millisecond)
+	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for cuts := 0; cuts < 100; {
 		<-tick.C
