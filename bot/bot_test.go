@@ -57,6 +57,13 @@ func (s *screen) Post(ctx context.Context, at Place, p Post) (Ref, error) {
 	return Ref{Channel: at.Channel, ID: id, Thread: thread}, nil
 }
 
+// card returns a post as it is now.
+func (s *screen) card(n int) shown {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return *s.posts[n]
+}
+
 func (s *screen) Update(_ context.Context, r Ref, p Post) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,8 +264,8 @@ func TestLateAnswer(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.want("done", w.done(), 1)
 		w.want("shown", w.screen.texts(), []string{scaled})
-		if w.screen.posts[0].edits != 1 {
-			t.Errorf("the card was edited %d times", w.screen.posts[0].edits)
+		if n := w.screen.card(0).edits; n != 1 {
+			t.Errorf("the card was edited %d times", n)
 		}
 	})
 }
@@ -273,7 +280,7 @@ func TestLateCommand(t *testing.T) {
 		w.handle(0, m)
 		time.Sleep(time.Minute)
 		w.want("done", w.done(), 0)
-		card := w.screen.posts[0]
+		card := w.screen.card(0)
 		w.want("question", card.Text, "this was said 5m ago, and reached the bot only now: do it still?")
 		w.click(1, alice, 0, 0)
 		w.want("done", w.done(), 1)
@@ -287,10 +294,7 @@ func TestLateCommand(t *testing.T) {
 // click presses a button of a card, and returns what the person alone is told.
 func (w *room) click(replica int, by fleet.Principal, card, button int) string {
 	w.Helper()
-	w.screen.mu.Lock()
-	c := *w.screen.posts[card]
-	w.screen.mu.Unlock()
-	return w.press(replica, by, card, c.Buttons[button].Value)
+	return w.press(replica, by, card, w.screen.card(card).Buttons[button].Value)
 }
 
 func (w *room) press(replica int, by fleet.Principal, card int, value string) string {
@@ -309,7 +313,7 @@ func TestConfirmation(t *testing.T) {
 	in(t, 3, func(w *room) {
 		w.handle(0, said("1", "host drain linux-1"))
 		w.want("done", w.done(), 0)
-		buttons := slices.Clone(w.screen.posts[0].Buttons)
+		buttons := slices.Clone(w.screen.card(0).Buttons)
 		w.want("somebody else", w.click(1, "slack:T1/U2", 0, 0), "error: this is for slack:T1/U1 to decide")
 		w.want("forged", w.press(1, alice, 0, "AAAA"+buttons[0].Value[4:]), "error: this button is no good any more")
 		w.want("done", w.done(), 0)
