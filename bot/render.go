@@ -2,12 +2,10 @@ package bot
 
 import (
 	"bytes"
-	"encoding"
 	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -37,94 +35,39 @@ func rows(o *op.Op, raw json.RawMessage, format string, now time.Time) (string, 
 		}
 		return b.String(), nil
 	}
-	t := o.Row
-	if o.Many {
-		t = reflect.SliceOf(t)
-	}
-	v := reflect.New(t)
-	if err := json.Unmarshal(raw, v.Interface()); err != nil {
-		return "", fleet.Internalf("the answer of %s cannot be read: %s", o.Name, err).
-			WithHint("is the server of another version? -o json shows the answer as it is")
-	}
-	list := []reflect.Value{v.Elem()}
-	if o.Many {
-		list = list[:0]
-		for i := range v.Elem().Len() {
-			list = append(list, v.Elem().Index(i))
-		}
+	list, err := o.Rows(raw)
+	if err != nil {
+		return "", err
 	}
 	switch {
 	case format == "name":
-		return names(o, list)
+		names, ok := o.Names(list)
+		if !ok {
+			return "", fleet.Invalidf("%s has no names to print", o.Name).WithHint("leave --output out")
+		}
+		var b strings.Builder
+		for _, n := range names {
+			b.WriteString(clean(n) + "\n")
+		}
+		return b.String(), nil
 	case o.Many:
-		return table(columns(o.Row, format == "wide"), list, "", now), nil
+		return table(op.Shown(op.Columns(o.Row), format == "wide"), list, "", now), nil
 	}
 	return show(list[0], format == "wide", now), nil
 }
 
-// column is a field of a row; its tags are those that the command line knows.
-type column struct {
-	name, head string
-	id         bool
-	field      reflect.StructField
-}
-
-// columns returns the fields of a row that a table shows.
-func columns(t reflect.Type, wide bool) []column {
-	all := fields(t)
-	tagged := slices.ContainsFunc(all, func(c column) bool { return c.head != "" })
-	var out []column
-	for _, c := range all {
-		if !tagged {
-			c.head = strings.ToUpper(strings.ReplaceAll(c.name, "_", " "))
-		}
-		if c.head != "" && (wide || c.field.Tag.Get("wide") != "true") {
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
-func fields(t reflect.Type) []column {
-	var out []column
-	for _, f := range reflect.VisibleFields(t) {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if f.Anonymous || !f.IsExported() || name == "-" {
-			continue
-		}
-		if name == "" {
-			name = f.Name
-		}
-		out = append(out, column{name: name, head: f.Tag.Get("col"), id: f.Tag.Get("id") == "true", field: f})
-	}
-	return out
-}
-
-func names(o *op.Op, list []reflect.Value) (string, error) {
-	all := fields(o.Row)
-	i := slices.IndexFunc(all, func(c column) bool { return c.id })
-	if i < 0 {
-		return "", fleet.Invalidf("%s has no names to print", o.Name).WithHint("leave --output out")
-	}
-	var b strings.Builder
-	for _, r := range list {
-		b.WriteString(plain(r.FieldByIndex(all[i].field.Index)) + "\n")
-	}
-	return b.String(), nil
-}
-
-func table(cols []column, list []reflect.Value, indent string, now time.Time) string {
+func table(cols []op.Column, list []reflect.Value, indent string, now time.Time) string {
 	if len(list) == 0 {
 		return indent + "none\n"
 	}
 	lines := make([][]string, 1, len(list)+1)
 	for _, c := range cols {
-		lines[0] = append(lines[0], c.head)
+		lines[0] = append(lines[0], c.Head)
 	}
 	for _, r := range list {
 		line := make([]string, len(cols))
 		for i, c := range cols {
-			line[i] = cell(r.FieldByIndex(c.field.Index), now)
+			line[i] = cell(c.Of(r), now)
 		}
 		lines = append(lines, line)
 	}
@@ -149,33 +92,20 @@ func table(cols []column, list []reflect.Value, indent string, now time.Time) st
 // show writes one row: a sentence when it has one of its own, else a line for
 // each field, and a table for each list in it.
 func show(row reflect.Value, wide bool, now time.Time) string {
-	if f, ok := row.Type().FieldByName("Text"); ok && len(f.Index) == 1 && f.Type.Kind() == reflect.String {
-		return clean(row.FieldByIndex(f.Index).String()) + "\n"
+	if text, ok := op.Sentence(row); ok {
+		return clean(text) + "\n"
 	}
 	type pair struct{ key, value string }
 	var pairs []pair
 	var lists strings.Builder
-	var walk func(v reflect.Value, prefix string)
-	walk = func(v reflect.Value, prefix string) {
-		for _, c := range fields(v.Type()) {
-			f := v.FieldByIndex(c.field.Index)
-			key := prefix + strings.ReplaceAll(c.name, "_", " ")
-			switch {
-			case strings.Contains(c.field.Tag.Get("json"), ",omitempty") && f.IsZero():
-			case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Struct:
-				items := make([]reflect.Value, f.Len())
-				for i := range items {
-					items[i] = f.Index(i)
-				}
-				lists.WriteString("\n" + key + ":\n" + table(columns(f.Type().Elem(), wide), items, "  ", now))
-			case f.Kind() == reflect.Struct && !isText(f.Type()):
-				walk(f, key+" ")
-			default:
-				pairs = append(pairs, pair{key, cell(f, now)})
-			}
+	for _, p := range op.Parts(row) {
+		if p.List {
+			cols := op.Shown(op.Columns(p.Value.Type().Elem()), wide)
+			lists.WriteString("\n" + p.Key + ":\n" + table(cols, op.Elements(p.Value), "  ", now))
+		} else {
+			pairs = append(pairs, pair{p.Key, cell(p.Value, now)})
 		}
 	}
-	walk(row, "")
 	width := 0
 	for _, p := range pairs {
 		width = max(width, len(p.key))
@@ -185,10 +115,6 @@ func show(row reflect.Value, wide bool, now time.Time) string {
 		fmt.Fprintf(&b, "%-*s %s\n", width+1, p.key+":", p.value)
 	}
 	return b.String() + lists.String()
-}
-
-func isText(t reflect.Type) bool {
-	return t.Implements(reflect.TypeFor[encoding.TextMarshaler]()) || t.Implements(reflect.TypeFor[fmt.Stringer]())
 }
 
 // cell is a value as people read it; "-" when there is none.
@@ -213,49 +139,10 @@ func cell(v reflect.Value, now time.Time) string {
 			return "-"
 		}
 	}
-	if s := plain(v); s != "" {
+	if s := clean(op.Plain(v)); s != "" {
 		return s
 	}
 	return "-"
-}
-
-// plain is a value as machines read it, on one line.
-func plain(v reflect.Value) string {
-	switch x := v.Interface().(type) {
-	case json.RawMessage:
-		return clean(string(x))
-	case encoding.TextMarshaler:
-		b, err := x.MarshalText()
-		if err != nil {
-			return ""
-		}
-		return clean(string(b))
-	case fmt.Stringer:
-		return clean(x.String())
-	}
-	switch {
-	case v.Kind() == reflect.String:
-		return clean(v.String())
-	case v.Kind() == reflect.Bool:
-		return strconv.FormatBool(v.Bool())
-	case v.CanInt():
-		return strconv.FormatInt(v.Int(), 10)
-	case v.CanUint():
-		return strconv.FormatUint(v.Uint(), 10)
-	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.String:
-		words := make([]string, v.Len())
-		for i := range words {
-			words[i] = clean(v.Index(i).String())
-		}
-		return strings.Join(words, ",")
-	case v.Kind() == reflect.Pointer && v.IsNil(), v.Kind() == reflect.Map && v.Len() == 0:
-		return ""
-	}
-	b, err := json.Marshal(v.Interface())
-	if err != nil {
-		return ""
-	}
-	return clean(string(b))
 }
 
 // clean makes a text from elsewhere one line that stays where it is put: no

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"strings"
 	"time"
 
@@ -193,19 +192,13 @@ func (s *Session) namesOfNoun(ctx context.Context, noun string) []string {
 	if err != nil {
 		return nil
 	}
-	rows, err := decodeRows(o, json.RawMessage(raw))
+	rows, err := o.Rows(raw)
 	if err != nil {
 		return nil
 	}
-	for _, col := range columns(o.Row) {
-		if !col.id {
-			continue
-		}
-		names := make([]string, len(rows))
-		for i, r := range rows {
-			names[i] = clean(plain(r.FieldByIndex(col.field.Index)))
-		}
-		return names
+	names, _ := o.Names(rows)
+	for i, n := range names {
+		names[i] = clean(n)
 	}
-	return nil
+	return names
 }

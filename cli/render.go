@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"encoding"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
@@ -69,40 +68,20 @@ func (p printer) answer(o *op.Op, raw json.RawMessage, f format) error {
 	case formatYAML:
 		return p.yaml(raw)
 	}
-	rows, err := decodeRows(o, raw)
+	rows, err := o.Rows(raw)
 	if err != nil {
 		return err
 	}
-	cols := columns(o.Row)
+	cols := op.Columns(o.Row)
 	switch {
 	case f == formatName:
-		return p.names(o, cols, rows)
+		return p.names(o, rows)
 	case f == formatCSV:
 		return p.csv(cols, rows)
 	case o.Many:
-		return p.table(shown(cols, f == formatWide), rows, "")
+		return p.table(op.Shown(cols, f == formatWide), rows, "")
 	}
 	return p.show(rows[0], f == formatWide)
-}
-
-func decodeRows(o *op.Op, raw json.RawMessage) ([]reflect.Value, error) {
-	t := o.Row
-	if o.Many {
-		t = reflect.SliceOf(t)
-	}
-	v := reflect.New(t)
-	if err := json.Unmarshal(raw, v.Interface()); err != nil {
-		return nil, fleet.Internalf("the answer of %s cannot be read: %s", o.Name, err).
-			WithHint("is the server of another version? -o json shows the answer as it is")
-	}
-	if !o.Many {
-		return []reflect.Value{v.Elem()}, nil
-	}
-	rows := make([]reflect.Value, v.Elem().Len())
-	for i := range rows {
-		rows[i] = v.Elem().Index(i)
-	}
-	return rows, nil
 }
 
 func (p printer) json(raw json.RawMessage) error {
@@ -143,64 +122,14 @@ func (p printer) yaml(raw json.RawMessage) error {
 	return err
 }
 
-// column is one field of a row, as its tags have it:
-//
-//	col:"POOL"   the head of its column; without one it is in no table
-//	wide:"true"  only with -o wide
-//	id:"true"    what -o name prints
-//
-// A row whose fields all lack col is shown with all of them.
-type column struct {
-	name     string // in JSON
-	head     string
-	wide, id bool
-	field    reflect.StructField
-}
-
-func columns(t reflect.Type) []column {
-	var all []column
-	tagged := false
-	for _, f := range reflect.VisibleFields(t) {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if f.Anonymous || !f.IsExported() || name == "-" {
-			continue
-		}
-		if name == "" {
-			name = f.Name
-		}
-		c := column{name: name, head: f.Tag.Get("col"), wide: f.Tag.Get("wide") == "true", id: f.Tag.Get("id") == "true", field: f}
-		tagged = tagged || c.head != ""
-		all = append(all, c)
-	}
-	if !tagged {
-		for i := range all {
-			all[i].head = strings.ToUpper(strings.ReplaceAll(all[i].name, "_", " "))
-		}
-	}
-	return all
-}
-
-// shown returns the columns of a table.
-func shown(cols []column, wide bool) []column {
-	var out []column
-	for _, c := range cols {
-		if c.head == "" || c.wide && !wide {
-			continue
-		}
-		out = append(out, c)
-	}
-	return out
-}
-
-func (p printer) names(o *op.Op, cols []column, rows []reflect.Value) error {
-	i := slices.IndexFunc(cols, func(c column) bool { return c.id })
-	if i < 0 {
+func (p printer) names(o *op.Op, rows []reflect.Value) error {
+	names, ok := o.Names(rows)
+	if !ok {
 		return fleet.Invalidf("%s has no names to print", o.Name).WithHint("use another --output: %s", strings.Join(formats()[:6], ", "))
 	}
 	var b strings.Builder
-	for _, r := range rows {
-		b.WriteString(clean(plain(r.FieldByIndex(cols[i].field.Index))))
-		b.WriteByte('\n')
+	for _, n := range names {
+		b.WriteString(clean(n) + "\n")
 	}
 	_, err := io.WriteString(p.out, b.String())
 	return err
@@ -208,20 +137,20 @@ func (p printer) names(o *op.Op, cols []column, rows []reflect.Value) error {
 
 // csv writes every field that is not itself a list or an object. Times are RFC
 // 3339, as in JSON. Texts are kept from being taken for formulas.
-func (p printer) csv(cols []column, rows []reflect.Value) error {
-	cols = slices.DeleteFunc(slices.Clone(cols), func(c column) bool { return nested(c.field.Type) })
+func (p printer) csv(cols []op.Column, rows []reflect.Value) error {
+	cols = slices.DeleteFunc(cols, func(c op.Column) bool { return op.Nested(c.Field.Type) })
 	w := csv.NewWriter(p.out)
 	record := make([]string, len(cols))
 	for i, c := range cols {
-		record[i] = c.name
+		record[i] = c.Name
 	}
 	if err := w.Write(record); err != nil {
 		return err
 	}
 	for _, r := range rows {
 		for i, c := range cols {
-			f := r.FieldByIndex(c.field.Index)
-			record[i] = plain(f)
+			f := c.Of(r)
+			record[i] = op.Plain(f)
 			if f.Kind() == reflect.String {
 				record[i] = catalog.Cell(record[i])
 			}
@@ -234,35 +163,18 @@ func (p printer) csv(cols []column, rows []reflect.Value) error {
 	return w.Error()
 }
 
-// nested reports whether t is neither a word nor a number.
-func nested(t reflect.Type) bool {
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem() // nil when there is none
-	}
-	if t.Implements(reflect.TypeFor[encoding.TextMarshaler]()) || t.Implements(reflect.TypeFor[fmt.Stringer]()) {
-		return false
-	}
-	switch t.Kind() {
-	case reflect.Struct, reflect.Map:
-		return true
-	case reflect.Slice:
-		return t.Elem().Kind() != reflect.String && t.Elem().Kind() != reflect.Uint8
-	}
-	return false
-}
-
 // table writes rows under the heads of their columns. No line is wrapped.
-func (p printer) table(cols []column, rows []reflect.Value, indent string) error {
+func (p printer) table(cols []op.Column, rows []reflect.Value, indent string) error {
 	cells := make([][]string, 0, len(rows)+1)
 	head := make([]string, len(cols))
 	for i, c := range cols {
-		head[i] = c.head
+		head[i] = c.Head
 	}
 	cells = append(cells, head)
 	for _, r := range rows {
 		line := make([]string, len(cols))
 		for i, c := range cols {
-			line[i] = p.cell(r.FieldByIndex(c.field.Index), false)
+			line[i] = p.cell(c.Of(r), false)
 		}
 		cells = append(cells, line)
 	}
@@ -290,38 +202,23 @@ func (p printer) table(cols []column, rows []reflect.Value, indent string) error
 // show writes one row: a sentence when it has one of its own, else a line for
 // each field, and then a table for each list in it.
 func (p printer) show(row reflect.Value, wide bool) error {
-	if f, ok := sentence(row.Type()); ok {
-		_, err := fmt.Fprintln(p.out, clean(row.FieldByIndex(f.Index).String()))
+	if text, ok := op.Sentence(row); ok {
+		_, err := fmt.Fprintln(p.out, clean(text))
 		return err
 	}
 	type pair struct{ key, value string }
 	var pairs []pair
-	type list struct {
-		name string
-		rows reflect.Value
-	}
-	var lists []list
-	var walk func(v reflect.Value, prefix string)
-	walk = func(v reflect.Value, prefix string) {
-		for _, c := range columns(v.Type()) {
-			f := v.FieldByIndex(c.field.Index)
-			key := prefix + strings.ReplaceAll(c.name, "_", " ")
-			switch {
-			case strings.Contains(c.field.Tag.Get("json"), ",omitempty") && f.IsZero():
-			case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Struct:
-				if f.Len() == 0 {
-					pairs = append(pairs, pair{key, "none"})
-				} else {
-					lists = append(lists, list{key, f})
-				}
-			case f.Kind() == reflect.Struct && nested(f.Type()):
-				walk(f, key+" ")
-			default:
-				pairs = append(pairs, pair{key, p.cell(f, true)})
-			}
+	var lists []op.Part
+	for _, part := range op.Parts(row) {
+		switch {
+		case !part.List:
+			pairs = append(pairs, pair{part.Key, p.cell(part.Value, true)})
+		case part.Value.Len() == 0:
+			pairs = append(pairs, pair{part.Key, "none"})
+		default:
+			lists = append(lists, part)
 		}
 	}
-	walk(row, "")
 	width := 0
 	for _, kv := range pairs {
 		width = max(width, columnsOf(kv.key))
@@ -332,25 +229,14 @@ func (p printer) show(row reflect.Value, wide bool) error {
 		}
 	}
 	for _, l := range lists {
-		rows := make([]reflect.Value, l.rows.Len())
-		for i := range rows {
-			rows[i] = l.rows.Index(i)
-		}
-		if _, err := fmt.Fprintf(p.out, "\n%s:\n", l.name); err != nil {
+		if _, err := fmt.Fprintf(p.out, "\n%s:\n", l.Key); err != nil {
 			return err
 		}
-		if err := p.table(shown(columns(l.rows.Type().Elem()), wide), rows, "  "); err != nil {
+		if err := p.table(op.Shown(op.Columns(l.Value.Type().Elem()), wide), op.Elements(l.Value), "  "); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// sentence returns the field that says everything: "text" of the row itself,
-// not of a row embedded in it.
-func sentence(t reflect.Type) (reflect.StructField, bool) {
-	f, ok := t.FieldByName("Text")
-	return f, ok && len(f.Index) == 1 && f.Type.Kind() == reflect.String && f.Tag.Get("json") == "text"
 }
 
 // cell returns a value as people read it; "-" when there is none. A duration
@@ -375,7 +261,7 @@ func (p printer) cell(v reflect.Value, long bool) string {
 			return "-"
 		}
 	}
-	if s := clean(plain(v)); s != "" {
+	if s := clean(op.Plain(v)); s != "" {
 		return s
 	}
 	return "-"
@@ -390,51 +276,6 @@ func (p printer) clock(t fleet.Time, long bool) string {
 		return local.Format("15:04:05")
 	}
 	return local.Format("2006-01-02 15:04:05 MST")
-}
-
-// plain returns a value as machines read it.
-func plain(v reflect.Value) string {
-	if v.Kind() == reflect.Pointer {
-		if v.IsNil() {
-			return ""
-		}
-		v = v.Elem()
-	}
-	switch x := v.Interface().(type) {
-	case json.RawMessage:
-		return string(x)
-	case encoding.TextMarshaler:
-		b, err := x.MarshalText()
-		if err != nil {
-			return ""
-		}
-		return string(b)
-	case fmt.Stringer:
-		return x.String()
-	}
-	switch {
-	case v.Kind() == reflect.String:
-		return v.String()
-	case v.Kind() == reflect.Bool:
-		return strconv.FormatBool(v.Bool())
-	case v.CanInt():
-		return strconv.FormatInt(v.Int(), 10)
-	case v.CanUint():
-		return strconv.FormatUint(v.Uint(), 10)
-	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.String:
-		words := make([]string, v.Len())
-		for i := range words {
-			words[i] = v.Index(i).String()
-		}
-		return strings.Join(words, ",")
-	case nested(v.Type()) && v.IsZero():
-		return ""
-	}
-	b, err := json.Marshal(v.Interface())
-	if err != nil {
-		return ""
-	}
-	return string(b)
 }
 
 // clean makes text from elsewhere safe for a terminal: a reason or a file name

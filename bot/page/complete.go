@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -183,21 +182,15 @@ func (v *visit) namesOf(ctx context.Context, noun string) []string {
 	if err != nil {
 		return nil
 	}
-	rows := reflect.New(reflect.SliceOf(o.Row))
-	if json.Unmarshal(raw, rows.Interface()) != nil {
+	rows, err := o.Rows(raw)
+	if err != nil {
 		return nil
 	}
-	for _, c := range columns(o.Row) {
-		if !c.id {
-			continue
-		}
-		names := make([]string, rows.Elem().Len())
-		for i := range names {
-			names[i] = visible(plain(rows.Elem().Index(i).FieldByIndex(c.index)))
-		}
-		return names
+	names, _ := o.Names(rows)
+	for i, n := range names {
+		names[i] = visible(n)
 	}
-	return nil
+	return names
 }
 
 // units returns the length of s in UTF-16 units.

@@ -1,9 +1,7 @@
 package page
 
 import (
-	"encoding"
 	"encoding/json"
-	"fmt"
 	"reflect"
 	"strconv"
 	"strings"
@@ -49,120 +47,72 @@ type shape struct {
 	Grids  []grid
 }
 
-// shapeOf makes an answer readable. The tags of a row's fields are those that
-// the command line knows: col is the head of its column, wide keeps it out of
-// the plain table.
+// shapeOf makes an answer readable.
 func shapeOf(o *op.Op, raw json.RawMessage, wide bool) (shape, error) {
-	t := o.Row
-	if o.Many {
-		t = reflect.SliceOf(t)
-	}
-	v := reflect.New(t)
-	if err := json.Unmarshal(raw, v.Interface()); err != nil {
-		return shape{}, fleet.Internalf("the answer of %s cannot be read: %s", o.Name, err).WithHint("--output json shows it as it is")
+	rows, err := o.Rows(raw)
+	if err != nil {
+		return shape{}, err
 	}
 	if o.Many {
-		return shape{Grids: []grid{gridOf("", v.Elem(), wide)}}, nil
+		return shape{Grids: []grid{gridOf("", o.Row, rows, wide)}}, nil
 	}
-	return shapeOfRow(v.Elem(), wide), nil
+	return shapeOfRow(rows[0], wide), nil
 }
 
 func shapeOfRow(row reflect.Value, wide bool) shape {
 	var out shape
-	if f, ok := row.Type().FieldByName("Text"); ok && len(f.Index) == 1 && f.Tag.Get("json") == "text" {
-		out.Text = visible(row.FieldByIndex(f.Index).String())
+	if text, ok := op.Sentence(row); ok {
+		out.Text = visible(text)
 		return out
 	}
-	var walk func(v reflect.Value, prefix string)
-	walk = func(v reflect.Value, prefix string) {
-		for _, c := range columns(v.Type()) {
-			f := v.FieldByIndex(c.index)
-			name := prefix + strings.ReplaceAll(c.name, "_", " ")
-			switch {
-			case c.optional && f.IsZero():
-			case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Struct:
-				if f.Len() > 0 {
-					out.Grids = append(out.Grids, gridOf(name, f, wide))
-				} else {
-					out.Fields = append(out.Fields, field{name, cell{Text: "none"}})
-				}
-			case f.Kind() == reflect.Struct && nested(f.Type()):
-				walk(f, name+" ")
-			default:
-				out.Fields = append(out.Fields, field{name, cellOf(c, f)})
-			}
+	for _, p := range op.Parts(row) {
+		switch {
+		case !p.List:
+			out.Fields = append(out.Fields, field{p.Key, cellOf(p.Column, p.Value)})
+		case p.Value.Len() == 0:
+			out.Fields = append(out.Fields, field{p.Key, cell{Text: "none"}})
+		default:
+			out.Grids = append(out.Grids, gridOf(p.Key, p.Value.Type().Elem(), op.Elements(p.Value), wide))
 		}
 	}
-	walk(row, "")
 	return out
 }
 
-func gridOf(name string, rows reflect.Value, wide bool) grid {
+func gridOf(name string, t reflect.Type, rows []reflect.Value, wide bool) grid {
 	g := grid{Name: name}
-	var shown []column
-	for _, c := range columns(rows.Type().Elem()) {
-		if c.head != "" && (wide || !c.wide) {
-			shown = append(shown, c)
-			g.Head = append(g.Head, head{c.head, c.numeric})
+	shown := op.Shown(op.Columns(t), wide)
+	for _, c := range shown {
+		h := head{c.Head, numeric(c)}
+		if c.Field.Tag.Get("col") == "" {
+			h.Text = strings.ToLower(h.Text) // a name, not a head
 		}
+		g.Head = append(g.Head, h)
 	}
-	for i := range rows.Len() {
+	for _, r := range rows {
 		line := make([]cell, len(shown))
-		for j, c := range shown {
-			line[j] = cellOf(c, rows.Index(i).FieldByIndex(c.index))
+		for i, c := range shown {
+			line[i] = cellOf(c, c.Of(r))
 		}
 		g.Rows = append(g.Rows, line)
 	}
 	return g
 }
 
-// column is one field of a row.
-type column struct {
-	name, head         string
-	id, wide, optional bool
-	numeric            bool
-	index              []int
-}
-
-func columns(t reflect.Type) []column {
-	var all []column
-	tagged := false
-	for _, f := range reflect.VisibleFields(t) {
-		name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if f.Anonymous || !f.IsExported() || name == "-" {
-			continue
-		}
-		if name == "" {
-			name = f.Name
-		}
-		k := f.Type.Kind()
-		c := column{
-			name: name, head: f.Tag.Get("col"), id: f.Tag.Get("id") == "true", wide: f.Tag.Get("wide") == "true",
-			optional: strings.Contains(rest, "omitempty"), index: f.Index,
-			numeric: k >= reflect.Int && k <= reflect.Float64 && f.Type != reflect.TypeFor[fleet.Time](),
-		}
-		tagged = tagged || c.head != ""
-		all = append(all, c)
+// numeric reports whether a column is set flush right.
+func numeric(c op.Column) bool {
+	t := c.Field.Type
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
 	}
-	if !tagged {
-		for i := range all {
-			all[i].head = strings.ReplaceAll(all[i].name, "_", " ")
-		}
-	}
-	return all
-}
-
-// nested reports whether t is neither a word nor a number.
-func nested(t reflect.Type) bool {
-	if t.Implements(reflect.TypeFor[encoding.TextMarshaler]()) || t.Implements(reflect.TypeFor[fmt.Stringer]()) {
-		return false
-	}
-	return t.Kind() == reflect.Struct || t.Kind() == reflect.Map || t.Kind() == reflect.Pointer
+	return t.Kind() >= reflect.Int && t.Kind() <= reflect.Float64 && t != reflect.TypeFor[fleet.Time]()
 }
 
 // cellOf returns a value as people read it; "–" when there is none.
-func cellOf(c column, v reflect.Value) cell {
-	out := cell{Num: c.numeric}
+func cellOf(c op.Column, v reflect.Value) cell {
+	out := cell{Num: numeric(c)}
+	if v.Kind() == reflect.Pointer && !v.IsNil() {
+		v = v.Elem()
+	}
 	none := v.IsZero()
 	switch x := v.Interface().(type) {
 	case fleet.Time:
@@ -198,7 +148,7 @@ func cellOf(c column, v reflect.Value) cell {
 	if !none {
 		out.Text = visible(plain(v))
 	}
-	switch c.name {
+	switch c.Name {
 	case "state", "outcome", "role", "phase":
 		out.Word = out.Text
 	case "text", "why", "reason":
@@ -214,41 +164,16 @@ func timeCell(t fleet.Time) cell {
 	return cell{Text: t.Std().Format("2006-01-02 15:04:05 UTC"), At: t.Std().Format(time.RFC3339Nano)}
 }
 
-// plain returns a value as text.
+// plain is op.Plain, with room to wrap between the words of a list.
 func plain(v reflect.Value) string {
-	switch x := v.Interface().(type) {
-	case json.RawMessage:
-		return string(x)
-	case encoding.TextMarshaler:
-		b, err := x.MarshalText()
-		if err != nil {
-			return ""
-		}
-		return string(b)
-	case fmt.Stringer:
-		return x.String()
-	}
-	switch {
-	case v.Kind() == reflect.String:
-		return v.String()
-	case v.CanInt():
-		return strconv.FormatInt(v.Int(), 10)
-	case v.CanUint():
-		return strconv.FormatUint(v.Uint(), 10)
-	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.String:
+	if v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.String {
 		words := make([]string, v.Len())
 		for i := range words {
 			words[i] = v.Index(i).String()
 		}
 		return strings.Join(words, ", ")
-	case v.IsZero():
-		return ""
 	}
-	b, err := json.Marshal(v.Interface())
-	if err != nil {
-		return ""
-	}
-	return string(b)
+	return op.Plain(v)
 }
 
 // visible makes visible what could forge a line or turn the direction of
