@@ -148,7 +148,7 @@ func (s *Session) complete(ctx context.Context, o *op.Op, typed []string, last s
 			add("--follow", "show the log as it comes")
 		}
 		for _, opt := range op.OptionList() {
-			if optionFits(o, opt.Flag) {
+			if o.Takes(opt.Flag) {
 				add("--"+opt.Flag, opt.Help)
 			}
 		}

@@ -200,7 +200,7 @@ func writeHelp(w io.Writer, o *op.Op) error {
 	}
 	var options []flagLine
 	for _, opt := range op.OptionList() {
-		if !optionFits(o, opt.Flag) {
+		if !o.Takes(opt.Flag) {
 			continue
 		}
 		flag := "--" + opt.Flag
@@ -233,20 +233,6 @@ func writeHelp(w io.Writer, o *op.Op) error {
 	b.WriteString(".\nExit codes: " + exitCodes() + ".\n")
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-// optionFits reports whether an option of every operation means something to o.
-func optionFits(o *op.Op, flag string) bool {
-	reads := o.Kind == op.KindQuery || o.Kind == op.KindStream && o.Record != op.Audit
-	switch flag {
-	case "output":
-		return o.Kind != op.KindStream
-	case "stale":
-		return o.Kind == op.KindQuery
-	case "dry-run", "yes":
-		return o.Kind == op.KindMutation
-	}
-	return !reads
 }
 
 func optionValue(flag string) string {

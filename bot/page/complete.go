@@ -147,7 +147,7 @@ func (v *visit) args(ctx context.Context, o *op.Op, typed []string, last string,
 			}
 		}
 		for _, opt := range op.OptionList() {
-			if fits(o, opt.Flag) {
+			if o.Takes(opt.Flag) {
 				add("--"+opt.Flag, opt.Help)
 			}
 		}

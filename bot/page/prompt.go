@@ -284,7 +284,7 @@ func (v *visit) help(words []string) (*help, error) {
 			}
 		}
 		for _, opt := range op.OptionList() {
-			if fits(o, opt.Flag) {
+			if o.Takes(opt.Flag) {
 				h.Opts = append(h.Opts, opt)
 			}
 		}
@@ -315,18 +315,4 @@ func (v *visit) help(words []string) (*help, error) {
 		return nil, err
 	}
 	return nil, fleet.Invalidf("%s has no part %q to explain", o.Name, strings.Join(rest, " ")).WithHint("help %s", o.Name)
-}
-
-// fits reports whether an option of every operation means something to o.
-func fits(o *op.Op, flag string) bool {
-	reads := !o.Logged()
-	switch flag {
-	case "output":
-		return o.Kind != op.KindStream
-	case "stale":
-		return o.Kind == op.KindQuery
-	case "dry-run", "yes":
-		return o.Kind == op.KindMutation
-	}
-	return !reads
 }

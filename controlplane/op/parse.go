@@ -38,6 +38,19 @@ func OptionList() []Option {
 	}
 }
 
+// Takes reports whether an option of every operation means something to o.
+func (o *Op) Takes(option string) bool {
+	switch option {
+	case "output":
+		return o.Kind != KindStream
+	case "stale":
+		return o.Kind == KindQuery
+	case "dry-run", "yes":
+		return o.Kind == KindMutation
+	}
+	return o.Logged()
+}
+
 // Call is an operation with its arguments, as somebody typed it.
 type Call struct {
 	Op      *Op

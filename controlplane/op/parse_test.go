@@ -1,12 +1,15 @@
 package op
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
 
+	"footplate/controlplane/state"
 	"footplate/fleet"
 
 	"github.com/google/go-cmp/cmp"
@@ -376,4 +379,28 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// An option that means nothing to an operation is in no help of it.
+func TestTakes(t *testing.T) {
+	list := Query(Spec{Name: "thing list"}, func(context.Context, Env, struct{}) ([]struct{}, error) { return nil, nil })
+	read := Stream(Spec{Name: "thing read"}, nil, func(context.Context, Env, struct{}, io.Writer) error { return nil })
+	noted := Stream(Spec{Name: "thing save"}, func(*state.Tx, Meta, struct{}) (Result, error) { return Result{}, nil },
+		func(context.Context, Env, struct{}, io.Writer) error { return nil })
+	for o, want := range map[*Op]string{
+		orgSet: "reason dry-run yes idempotency-key incident output",
+		list:   "output stale",
+		read:   "",
+		noted:  "reason idempotency-key incident",
+	} {
+		var got []string
+		for _, opt := range OptionList() {
+			if o.Takes(opt.Flag) {
+				got = append(got, opt.Flag)
+			}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s takes %q, want %q", o.Name, s, want)
+		}
+	}
 }
