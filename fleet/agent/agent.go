@@ -242,21 +242,33 @@ func (a *Agent) learnCluster(ctx context.Context) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read id of the cluster: %w", err)
 	}
+	return a.insist(ctx, func(addr string) (done bool, err error) {
+		id, err := a.call.whichCluster(ctx, addr)
+		switch fleet.CodeOf(err) {
+		case "":
+			a.log.Info("the host is of a cluster", "cluster", id, "api", addr)
+			a.call.cluster = id
+			return true, replaceFile(name, []byte(id+"\n"))
+		case fleet.CodeDenied:
+			if a.cfg.Token == "" {
+				return true, err
+			}
+			return true, fleet.Deniedf("%s does not know this agent's token", addr).WithHint("copy DATA/secrets/agent of the first node")
+		case fleet.CodeNotFound:
+			return true, fleet.NotFoundf("%s does not tell agents of which cluster it is", addr).WithHint("say it: --cluster ID; cluster status shows it")
+		}
+		return false, err
+	})
+}
+
+// insist tries one address after the other, and all of them again, until try
+// is done: then its error is for good.
+func (a *Agent) insist(ctx context.Context, try func(addr string) (done bool, err error)) error {
 	for {
 		for _, addr := range a.cfg.Addrs {
-			id, err := a.call.whichCluster(ctx, addr)
-			switch fleet.CodeOf(err) {
-			case "":
-				a.log.Info("the host is of a cluster", "cluster", id, "api", addr)
-				a.call.cluster = id
-				return replaceFile(name, []byte(id+"\n"))
-			case fleet.CodeDenied:
-				if a.cfg.Token == "" {
-					return err
-				}
-				return fleet.Deniedf("%s does not know this agent's token", addr).WithHint("copy DATA/secrets/agent of the first node")
-			case fleet.CodeNotFound:
-				return fleet.NotFoundf("%s does not tell agents of which cluster it is", addr).WithHint("say it: --cluster ID; cluster status shows it")
+			done, err := try(addr)
+			if done {
+				return err
 			}
 			if ctx.Err() != nil {
 				return ctx.Err()

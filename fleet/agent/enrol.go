@@ -53,31 +53,21 @@ func (a *Agent) enrol(ctx context.Context) error {
 	call := newCaller(Config{Token: a.cfg.JoinToken, Version: a.cfg.Version, TLS: authority})
 	call.cluster = a.cfg.Cluster
 	defer call.close()
-	for {
-		for _, addr := range a.cfg.Addrs {
-			got, err := a.certificate(ctx, call, addr, "/v1/agent.enrol", request)
-			switch fleet.CodeOf(err) {
-			case "":
-				a.log.Info("the host has enrolled", "api", addr, "ends", keep.Ends())
-				if a.cfg.Cluster != "" {
-					return nil
-				}
-				a.call.cluster = got.Cluster
-				return replaceFile(filepath.Join(a.cfg.Dir, clusterFile), []byte(got.Cluster+"\n"))
-			case fleet.CodeDenied, fleet.CodeInvalid, fleet.CodeNotFound, fleet.CodeConflict:
-				return err
+	return a.insist(ctx, func(addr string) (done bool, err error) {
+		got, err := a.certificate(ctx, call, addr, "/v1/agent.enrol", request)
+		switch fleet.CodeOf(err) {
+		case "":
+			a.log.Info("the host has enrolled", "api", addr, "ends", keep.Ends())
+			if a.cfg.Cluster != "" {
+				return true, nil
 			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			a.complain(addr, err)
+			a.call.cluster = got.Cluster
+			return true, replaceFile(filepath.Join(a.cfg.Dir, clusterFile), []byte(got.Cluster+"\n"))
+		case fleet.CodeDenied, fleet.CodeInvalid, fleet.CodeNotFound, fleet.CodeConflict:
+			return true, err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Second):
-		}
-	}
+		return false, err
+	})
 }
 
 // certificate asks one node for a certificate, and keeps it.
