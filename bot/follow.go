@@ -138,8 +138,8 @@ func (r *run) buildProgress(id fleet.BuildID) func(context.Context) (progress, e
 			note("task %s, attempt %d: on host %s", a.Task, a.Try, a.Host)
 			if a.Outcome != "" {
 				l := fmt.Sprintf("task %s, attempt %d: %s", a.Task, a.Try, a.Outcome)
-				if a.Exit != 0 {
-					l += fmt.Sprintf(", exit code %d", a.Exit)
+				if a.Exit != nil && *a.Exit != 0 {
+					l += fmt.Sprintf(", exit code %d", *a.Exit)
 				}
 				if a.Why != "" {
 					l += " (" + a.Why + ")"

@@ -315,7 +315,7 @@ type AttemptRow struct {
 	Host    fleet.HostID    `json:"host" col:"HOST"`
 	Phase   string          `json:"phase" col:"PHASE"`
 	Outcome fleet.Outcome   `json:"outcome" col:"OUTCOME"`
-	Exit    int             `json:"exit" col:"EXIT"`
+	Exit    *int            `json:"exit,omitempty" col:"EXIT" help:"of the step that ended it; none while it runs, and when no step did"`
 	Started fleet.Time      `json:"started_at" col:"STARTED"`
 	Ended   fleet.Time      `json:"ended_at" col:"ENDED"`
 	Why     string          `json:"why,omitempty" col:"WHY"`
@@ -324,7 +324,10 @@ type AttemptRow struct {
 func attemptRow(v *state.View, a fleet.Attempt) AttemptRow {
 	row := AttemptRow{
 		Build: a.Build, Try: a.N, Attempt: a.ID, Host: a.Host, Phase: string(a.Phase), Outcome: a.Outcome,
-		Exit: a.Exit, Started: a.StartedAt, Ended: a.EndedAt, Why: a.Why,
+		Started: a.StartedAt, Ended: a.EndedAt, Why: a.Why,
+	}
+	if a.Outcome == fleet.Passed || a.Exit != 0 {
+		row.Exit = &a.Exit
 	}
 	if b, ok := v.Builds.Get(a.Build); ok && a.Task < len(b.Spec.Tasks) {
 		row.Task = b.Spec.Tasks[a.Task].Name
