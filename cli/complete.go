@@ -123,7 +123,7 @@ func (s *Session) complete(ctx context.Context, o *op.Op, typed []string, last s
 	if open != "" {
 		switch open {
 		case "output":
-			for _, f := range formats() {
+			for _, f := range formatsOf(o) {
 				add(prefix+f, "")
 			}
 		case "color":
@@ -148,7 +148,7 @@ func (s *Session) complete(ctx context.Context, o *op.Op, typed []string, last s
 			add("--follow", "show the log as it comes")
 		}
 		for _, opt := range op.OptionList() {
-			if o.Takes(opt.Flag) {
+			if takes(o, opt.Flag) {
 				add("--"+opt.Flag, opt.Help)
 			}
 		}

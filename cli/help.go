@@ -200,21 +200,16 @@ func writeHelp(w io.Writer, o *op.Op) error {
 	}
 	var options []flagLine
 	for _, opt := range op.OptionList() {
-		if !o.Takes(opt.Flag) {
-			continue
-		}
-		flag := "--" + opt.Flag
+		l := flagLine{"--" + opt.Flag, opt.Help}
 		if opt.Flag == "output" {
-			flag = "-o, --output"
+			l = flagLine{"-o, --output", strings.Join(formatsOf(o), ", ")}
 		}
 		if !opt.Bool {
-			flag += " " + optionValue(opt.Flag)
+			l.flag += " " + optionValue(opt.Flag)
 		}
-		help := opt.Help
-		if opt.Flag == "output" {
-			help = strings.Join(formats(), ", ")
+		if takes(o, opt.Flag) {
+			options = append(options, l)
 		}
-		options = append(options, flagLine{flag, help})
 	}
 	if len(options) > 0 {
 		b.WriteString("\nFlags of every operation:\n" + flagLines(options))
@@ -233,6 +228,12 @@ func writeHelp(w io.Writer, o *op.Op) error {
 	b.WriteString(".\nExit codes: " + exitCodes() + ".\n")
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// takes reports whether an option means something to o in a shell, which knows
+// more than one form of a log.
+func takes(o *op.Op, option string) bool {
+	return o.Takes(option) || option == "output" && len(formatsOf(o)) > 0
 }
 
 func optionValue(flag string) string {

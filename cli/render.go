@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -37,18 +36,45 @@ func formats() []string {
 	return []string{"table", "wide", "json", "jsonl", "yaml", "csv", "name"}
 }
 
-func readFormat(s string) (format, error) {
+// formatsOf returns the forms in which what o answers can be written; none for
+// a stream, which is written as it comes.
+func formatsOf(o *op.Op) []string {
+	hasNames := o.Name == catalog.BuildSubmit.Name || slices.ContainsFunc(o.Params, byPosition)
+	switch {
+	case o == catalog.BuildLogs:
+		return []string{"table", "json", "jsonl"}
+	case o.Kind == op.KindStream:
+		return nil
+	case o.Kind == op.KindQuery:
+		hasNames = slices.ContainsFunc(op.Columns(o.Row), func(c op.Column) bool { return c.ID })
+	}
+	return slices.DeleteFunc(formats(), func(f string) bool {
+		return f == "name" && !hasNames || f == "csv" && o.Kind != op.KindQuery
+	})
+}
+
+func readFormat(o *op.Op, s string) (format, error) {
 	if s == "" {
 		return formatTable, nil
 	}
-	if slices.Contains(formats(), s) {
+	fit := formatsOf(o)
+	switch {
+	case slices.Contains(fit, s):
 		return format(s), nil
+	case len(fit) == 0:
+		e := fleet.Invalidf("%s is written as it comes: --output does not fit", o.Name)
+		if hasFlag(o, "format") {
+			return "", e.WithHint("--format says how")
+		}
+		return "", e
+	case slices.Contains(formats(), s):
+		return "", fleet.Invalidf("--output %s does not fit %s", s, o.Name).WithHint("one of %s", strings.Join(fit, ", "))
 	}
 	e := fleet.Invalidf("--output cannot be %q", s)
-	if near := fleet.Nearest(s, formats()); near != "" {
+	if near := fleet.Nearest(s, fit); near != "" {
 		return "", e.WithHint("did you mean %s?", near)
 	}
-	return "", e.WithHint("one of %s", strings.Join(formats(), ", "))
+	return "", e.WithHint("one of %s", strings.Join(fit, ", "))
 }
 
 // printer writes answers. Times are shown in the zone of now; those of its day
@@ -125,7 +151,7 @@ func (p printer) yaml(raw json.RawMessage) error {
 func (p printer) names(o *op.Op, rows []reflect.Value) error {
 	names, ok := o.Names(rows)
 	if !ok {
-		return fleet.Invalidf("%s has no names to print", o.Name).WithHint("use another --output: %s", strings.Join(formats()[:6], ", "))
+		return fleet.Internalf("%s has no names to print", o.Name)
 	}
 	var b strings.Builder
 	for _, n := range names {
@@ -139,14 +165,11 @@ func (p printer) names(o *op.Op, rows []reflect.Value) error {
 // 3339, as in JSON. Texts are kept from being taken for formulas.
 func (p printer) csv(cols []op.Column, rows []reflect.Value) error {
 	cols = slices.DeleteFunc(cols, func(c op.Column) bool { return op.Nested(c.Field.Type) })
-	w := csv.NewWriter(p.out)
 	record := make([]string, len(cols))
 	for i, c := range cols {
 		record[i] = c.Name
 	}
-	if err := w.Write(record); err != nil {
-		return err
-	}
+	b := append(catalog.AppendCSV(nil, record), '\n')
 	for _, r := range rows {
 		for i, c := range cols {
 			f := c.Of(r)
@@ -155,12 +178,10 @@ func (p printer) csv(cols []op.Column, rows []reflect.Value) error {
 				record[i] = catalog.Cell(record[i])
 			}
 		}
-		if err := w.Write(record); err != nil {
-			return err
-		}
+		b = append(catalog.AppendCSV(b, record), '\n')
 	}
-	w.Flush()
-	return w.Error()
+	_, err := p.out.Write(b)
+	return err
 }
 
 // table writes rows under the heads of their columns. No line is wrapped.

@@ -91,12 +91,11 @@ func TestRender(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range formats() {
+		for _, f := range formatsOf(r.op) {
 			got.WriteString("## " + r.title + ": " + r.op.Name + " -o " + f + "\n")
 			var out bytes.Buffer
 			if err := (printer{&out, today}).answer(r.op, raw, format(f)); err != nil {
-				e := fleet.AsError(err)
-				out.WriteString("error: " + e.Msg + "\nhint: " + e.Hint + "\n")
+				t.Errorf("%s -o %s: %v", r.op.Name, f, err)
 			}
 			got.WriteString(out.String() + "\n")
 		}

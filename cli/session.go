@@ -122,7 +122,7 @@ func (s *Session) run(ctx context.Context, sf Surface, o *op.Op, words []string)
 	if err != nil {
 		return Done{}, err
 	}
-	f, err := readFormat(call.Options.Output)
+	f, err := readFormat(o, call.Options.Output)
 	if err != nil {
 		return Done{}, err
 	}
@@ -159,14 +159,8 @@ func (s *Session) query(ctx context.Context, sf Surface, call *op.Call, f format
 func (s *Session) mutate(ctx context.Context, sf Surface, call *op.Call, f format, follow bool) (Done, error) {
 	o, opts := call.Op, call.Options
 	var done Done
-	if f == formatCSV {
-		return done, fleet.Invalidf("%s gives no list: --output csv does not fit", o.Name)
-	}
 	if a, ok := call.Args.(*catalog.BuildSubmitArgs); ok && follow && a.Count > 1 {
 		return done, fleet.Invalidf("--follow goes with one build, not with --count %d", a.Count)
-	}
-	if f == formatName && o.Name != catalog.BuildSubmit.Name && !slices.ContainsFunc(o.Params, byPosition) {
-		return done, fleet.Invalidf("%s has no names to print: --output name does not fit", o.Name)
 	}
 	asks := o.Risk == op.Disruptive || o.Risk == op.Dangerous
 	if asks && !opts.Yes && !opts.DryRun && sf.Ask == nil {

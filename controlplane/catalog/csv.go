@@ -53,7 +53,7 @@ func (c *csvEntries) Write(b []byte) (int, error) {
 func (c *csvEntries) line(line []byte) error {
 	c.lines++
 	if c.lines == 1 { // the header
-		c.row(csvNames[:]...)
+		c.out = append(AppendCSV(c.out, csvNames[:]), '\r', '\n')
 		return nil
 	}
 	if !bytes.HasPrefix(line, []byte(`{"n":`)) {
@@ -93,19 +93,27 @@ func (c *csvEntries) close() error {
 
 func (c *csvEntries) row(cells ...string) {
 	for i, s := range cells {
+		cells[i] = Cell(s)
+	}
+	c.out = append(AppendCSV(c.out, cells), '\r', '\n')
+}
+
+// AppendCSV appends cells to out as a line of CSV, whose end is left to the
+// caller: spreadsheets are used to one, shells to another.
+func AppendCSV(out []byte, cells []string) []byte {
+	for i, s := range cells {
 		if i > 0 {
-			c.out = append(c.out, ',')
+			out = append(out, ',')
 		}
-		s = Cell(s)
 		if !strings.ContainsAny(s, ",\"\r\n") {
-			c.out = append(c.out, s...)
+			out = append(out, s...)
 			continue
 		}
-		c.out = append(c.out, '"')
-		c.out = append(c.out, strings.ReplaceAll(s, `"`, `""`)...)
-		c.out = append(c.out, '"')
+		out = append(out, '"')
+		out = append(out, strings.ReplaceAll(s, `"`, `""`)...)
+		out = append(out, '"')
 	}
-	c.out = append(c.out, '\r', '\n')
+	return out
 }
 
 // Cell returns s as it may stand in a spreadsheet: with a ' in front when it

@@ -33,7 +33,7 @@ func OptionList() []Option {
 		{"yes", "do not ask before something disruptive", true},
 		{"idempotency-key", "the same key never acts twice", false},
 		{"incident", "the incident that this belongs to", false},
-		{"output", "table, wide, json, jsonl, yaml or name", false},
+		{"output", "table, wide, json, jsonl, yaml, csv or name", false},
 		{"stale", "answer from any node, without a quorum", true},
 	}
 }
