@@ -23,7 +23,7 @@ var SinkOpen = op.Internal(op.Spec{
 	if _, ok := tx.Sinks.Get(a.Sink); ok {
 		return op.Result{Quiet: true}, nil
 	}
-	tx.Sinks.Put(a.Sink, state.Sink{Name: a.Sink, Sent: tx.Line})
+	tx.Sinks.Put(a.Sink, state.Sink{Name: a.Sink, Sent: tx.Line, Entry: tx.Entry})
 	return op.Result{Text: fmt.Sprintf("the channel goes to %s from here on", a.Sink)}, nil
 })
 
@@ -41,6 +41,9 @@ var SinkSending = op.Internal(op.Spec{
 		return op.Result{}, fleet.Conflictf("%s has lines up to %d of %d, so %d cannot be next", a.Sink, s.Sent, tx.Line, a.Upto)
 	}
 	s.Sending, s.SendingAt = a.Upto, tx.At
+	if l, ok := tx.Channel.Get(fleet.EntryNo(a.Upto)); ok {
+		s.SendingEntry = l.Last
+	}
 	tx.Sinks.Put(a.Sink, s)
 	return op.Result{Quiet: true}, nil
 })
@@ -57,7 +60,8 @@ var SinkSent = op.Internal(op.Spec{
 	if s.FailingAt != 0 {
 		res = op.Result{Text: fmt.Sprintf("%s takes the channel again; it had not since %s", a.Sink, s.FailingAt)}
 	}
-	s.Sent, s.Sending, s.SendingAt, s.FailingAt, s.Why = a.Upto, 0, 0, 0, ""
+	s.Arrive()
+	s.FailingAt, s.Why = 0, ""
 	tx.Sinks.Put(a.Sink, s)
 	return res, nil
 })
@@ -72,7 +76,7 @@ var SinkDead = op.Internal(op.Spec{
 	}
 	from := s.Sent + 1
 	s.Dead += a.Upto - s.Sent
-	s.Sent, s.Sending, s.SendingAt = a.Upto, 0, 0
+	s.Arrive()
 	tx.Sinks.Put(a.Sink, s)
 	lines := fmt.Sprintf("line %d", a.Upto)
 	if from < a.Upto {
@@ -119,24 +123,29 @@ func delivery(v *state.View, n fleet.EntryNo) string {
 		if l.First > n {
 			continue
 		}
-		words := fmt.Sprintf("sent, as line %d of the channel", l.N)
-		for _, s := range v.Sinks.All() {
-			switch {
-			case l.N <= s.Sent:
-				words += "; " + s.Name + ": sent"
-			case l.N <= s.Sending:
-				words += "; " + s.Name + ": sending"
-			default:
-				words += "; " + s.Name + ": pending"
-			}
-		}
-		return words
+		return fmt.Sprintf("sent, as line %d of the channel", l.N) + inSinks(v, n)
 	}
 	for _, l := range v.Channel.All() {
 		if n < l.First {
-			return "older than what the channel still has"
+			return "older than what the channel still has" + inSinks(v, n)
 		}
 		break
 	}
 	return "nothing to deliver"
+}
+
+// inSinks says how far an entry, whose line is in the channel or has been, got.
+func inSinks(v *state.View, n fleet.EntryNo) string {
+	words := ""
+	for _, s := range v.Sinks.All() {
+		switch {
+		case n <= s.Entry:
+			words += "; " + s.Name + ": sent"
+		case n <= s.SendingEntry:
+			words += "; " + s.Name + ": sending"
+		default:
+			words += "; " + s.Name + ": pending"
+		}
+	}
+	return words
 }

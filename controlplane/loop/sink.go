@@ -60,7 +60,7 @@ func NextPost(now fleet.Time, v *state.View, s state.Sink) (upto uint64, text st
 	}
 	first, ok := v.Channel.Get(fleet.EntryNo(s.Sent + 1))
 	if !ok || last-s.Sent > sinkDigest {
-		return last, digestOf(v, s.Sent+1, last)
+		return last, digestOf(v, s, last)
 	}
 	var b strings.Builder
 	upto = first.N
@@ -96,28 +96,37 @@ func LineText(l state.Line) string {
 	return t + " [" + entries + "]"
 }
 
-// digestOf tells of lines that waited too long to be posted one by one.
-func digestOf(v *state.View, from, to uint64) string {
-	var first, last state.Line
-	done, other := 0, 0
-	for n := from; n <= to; n++ {
+// digestOf tells of lines that waited too long to be posted one by one. It names
+// all their entries, also of lines so old that only the archive has them.
+func digestOf(v *state.View, s state.Sink, upto uint64) string {
+	var last state.Line
+	have, done, other := 0, 0, 0
+	for n := s.Sent + 1; n <= upto; n++ {
 		l, ok := v.Channel.Get(fleet.EntryNo(n))
 		if !ok {
-			continue // so old that only the archive has it
-		}
-		if first.N == 0 {
-			first = l
+			continue
 		}
 		last = l
+		have++
 		if l.Outcome == fleet.EntryDone {
 			done += l.Count
 		} else {
 			other += l.Count
 		}
 	}
-	t := fmt.Sprintf("%d lines could not be posted here when they came: the newest of them are entries #%d-%d, %d done, %d failed or refused, %s to %s.",
-		to-from+1, first.First, last.Last, done, other, first.At, last.At)
-	return t + fmt.Sprintf(" Read them with: footplate audit export --to %d", last.Last)
+	from, to := s.Entry+1, last.Last
+	if s.Sending != 0 {
+		to = s.SendingEntry
+	}
+	t := fmt.Sprintf("%d lines could not be posted here when they came: entries #%d-%d", upto-s.Sent, from, to)
+	if have > 0 {
+		t += fmt.Sprintf(", up to %s; ", last.At)
+		if uint64(have) < upto-s.Sent {
+			t += fmt.Sprintf("of the newest %d lines, ", have)
+		}
+		t += fmt.Sprintf("%d done, %d failed or refused", done, other)
+	}
+	return t + fmt.Sprintf(". Read them with: footplate audit export --from %d --to %d", from, to)
 }
 
 // sink delivers the channel to one sink while this node leads.

@@ -284,6 +284,22 @@ func TestSinkOutage(t *testing.T) {
 	if said != 2 { // it opened, and it failed
 		t.Errorf("%d lines tell of the delivery itself", said)
 	}
+	// Together the posts name every line from the first to the last, also those
+	// that the channel has forgotten.
+	next := uint64(0)
+	for _, text := range w.texts {
+		var n, from, to uint64
+		if _, err := fmt.Sscanf(text, "%d lines could not be posted here when they came: entries #%d-%d", &n, &from, &to); err != nil {
+			t.Fatalf("no digest: %s", text)
+		}
+		if from <= next || from > next+3 || to < from+n-1 {
+			t.Errorf("%d lines are said to be entries %d to %d, after entry %d", n, from, to, next)
+		}
+		next = to
+	}
+	if last, _ := w.View().Channel.Get(fleet.EntryNo(w.View().Line)); next != uint64(last.Last) {
+		t.Errorf("the posts end with entry %d, the channel with %d", next, last.Last)
+	}
 	if len(w.posts) > 3 || len(w.posts) == 0 || !strings.Contains(w.texts[len(w.texts)-1], "could not be posted") {
 		t.Errorf("%d posts after the outage, the last is %q", len(w.posts), w.texts)
 	}
