@@ -181,6 +181,14 @@ func (s *Server) Close() {
 // URL returns the address of the Web API, for FOOTPLATE_SLACK_API_URL.
 func (s *Server) URL() string { return "http://" + s.addr + "/api/" }
 
+// Through has the app reach the workspace through addr, a proxy before it: what it is
+// told of sockets and response URLs leads there too.
+func (s *Server) Through(addr string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.addr = addr
+}
+
 // SetRequestURL has what people do delivered over HTTP.
 func (s *Server) SetRequestURL(url string) {
 	s.mu.Lock()
