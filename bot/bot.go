@@ -45,6 +45,7 @@ import (
 	"footplate/controlplane/client"
 	"footplate/controlplane/op"
 	"footplate/fleet"
+	"footplate/fleet/fault"
 )
 
 // API is the control plane, asked on behalf of somebody: the bot has a token of
@@ -567,7 +568,9 @@ func (t *talk) say(ctx context.Context, p Post) bool {
 			return false
 		}
 	}
+	fault.Here(fault.BotBeforePost)
 	ref, err := t.b.Surface.Post(ctx, t.at, p)
+	fault.Here(fault.BotAfterPost)
 	if err != nil {
 		t.b.Log.Warn("an answer was not posted", "err", err)
 		return false

@@ -16,6 +16,7 @@ import (
 	"footplate/controlplane/client"
 	"footplate/controlplane/op"
 	"footplate/fleet"
+	"footplate/fleet/fault"
 )
 
 // The measures of answers.
@@ -324,7 +325,9 @@ func (b *Bot) click(ctx context.Context, k *talk, c Click, t ticket) {
 func (r *run) mutate(ctx context.Context, confirm string) {
 	finish := r.recent.started(r)
 	within, cancel := context.WithTimeout(ctx, r.Budget)
+	fault.Here(fault.BotParsed)
 	reply, err := r.API.Do(within, r.by, r.call.Op, r.call.Args, r.options(confirm))
+	fault.Here(fault.BotProposed)
 	cancel()
 	if code(err) == fleet.CodeUnknown {
 		r.talk.say(ctx, Post{

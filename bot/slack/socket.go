@@ -11,6 +11,7 @@ import (
 
 	"footplate/bot"
 	"footplate/fleet"
+	"footplate/fleet/fault"
 
 	"github.com/gorilla/websocket"
 )
@@ -274,6 +275,7 @@ func (s *Slack) read(life context.Context, b *bot.Bot, l *link, work *sync.WaitG
 // envelope does what came in an envelope, and acknowledges it: not what shall be
 // delivered again.
 func (s *Slack) envelope(life context.Context, b *bot.Bot, l *link, f frame) {
+	fault.Here(fault.BotReceived)
 	answer, err := s.take(life, b, f.Type, f.Payload, f.Retry)
 	switch code := fleet.CodeOf(err); {
 	case code == fleet.CodeUnavailable && f.Type == kindEvent:
@@ -291,6 +293,8 @@ func (s *Slack) envelope(life context.Context, b *bot.Bot, l *link, f frame) {
 		}
 		ack["payload"] = json.RawMessage(answer)
 	}
+	fault.Here(fault.BotBeforeAck)
+	defer fault.Here(fault.BotAfterAck)
 	if err := l.send(ack); err != nil {
 		_ = l.conn.Close() // so that another takes its place
 		// Slack takes it over any other socket too.

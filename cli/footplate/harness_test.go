@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/op"
 	"footplate/fleet"
+	"footplate/fleet/fault"
 )
 
 // binary is footplate as people run it, built once for all tests.
@@ -67,6 +69,7 @@ type node struct {
 	api, raft string
 	args      []string
 	proxy     *proxy
+	env       []string // beside the plant's
 	cmd       *exec.Cmd
 	done      chan struct{}
 }
@@ -78,6 +81,7 @@ type plantConfig struct {
 	listen              string // address of the nodes' APIs; loopback when empty
 	tls                 bool
 	env                 []string // of the nodes, beside the test's own
+	faults              bool     // the nodes die at the fault point in NODE.fault
 }
 
 func startPlant(t testing.TB, c plantConfig) *plant {
@@ -115,6 +119,9 @@ func startPlant(t testing.TB, c plantConfig) *plant {
 			"--raft", n.raft, "--raft-advertise", n.proxy.addr, "--local-hosts", filepath.Join(dir, "hosts"),
 			"--node-token-file", p.secret("node"), "--agent-token-file", p.secret("agent"),
 			"--bot-token-file", p.secret("bot"), "--until-eof", "--log-format", "text",
+		}
+		if c.faults {
+			n.env = []string{fault.Env + "=@" + filepath.Join(dir, n.name+".fault")}
 		}
 		if c.tls {
 			n.args = append(n.args, "--tls", filepath.Join(p.certs, n.name))
@@ -188,7 +195,7 @@ func (p *plant) start(n *node) {
 	}
 	defer logFile.Close()
 	n.cmd = exec.Command(binary, n.args...)
-	n.cmd.Env = append(os.Environ(), p.extra...)
+	n.cmd.Env = slices.Concat(os.Environ(), p.extra, n.env)
 	n.cmd.Stdout, n.cmd.Stderr = logFile, logFile
 	if _, err := n.cmd.StdinPipe(); err != nil {
 		p.t.Fatal(err)

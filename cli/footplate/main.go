@@ -4,12 +4,14 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 
 	"footplate/cli"
 	"footplate/fleet"
 	"footplate/fleet/agent/attempt"
+	"footplate/fleet/fault"
 
 	"github.com/spf13/cobra"
 )
@@ -19,6 +21,10 @@ func main() {
 	// goes its own short way.
 	if len(os.Args) > 1 && os.Args[1] == "supervise" {
 		os.Exit(attempt.Supervise(os.Args[2:], os.Stderr))
+	}
+	if err := fault.Check(); err != nil {
+		fmt.Fprintf(os.Stderr, "error: %s\n", err)
+		os.Exit(2)
 	}
 	os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr,
 		cli.Command{Name: "audit verify", Offline: verifyFile},

@@ -34,6 +34,7 @@ import (
 	"time"
 
 	"footplate/fleet"
+	"footplate/fleet/fault"
 )
 
 const (
@@ -367,9 +368,15 @@ func (a *Archive) work() (more bool) {
 
 	// store puts entries and, only when that went well, changes have.
 	store := func(entries []fleet.Entry, proven bool) error {
+		if len(entries) > 0 {
+			fault.Here(fault.ArchiveWrite)
+		}
 		more, err := a.db.put(slices.Clone(have), expected, entries, proven)
 		if err == nil {
 			have = more
+		}
+		if len(entries) > 0 {
+			fault.Here(fault.ArchiveWritten)
 		}
 		return err
 	}

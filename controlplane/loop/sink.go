@@ -12,6 +12,7 @@ import (
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/fault"
 )
 
 // Poster puts the channel somewhere outside, for example into Slack. It keeps
@@ -189,6 +190,7 @@ func (s sink) step(ctx context.Context, v *state.View) (did bool, err error) {
 	}
 	args := catalog.SinkArgs{Sink: s.name, Upto: upto}
 	id := fmt.Sprintf("%s/%d/%d", v.Cluster, v.Epoch, upto)
+	fault.Here(fault.SinkIntent)
 	for {
 		if doubt {
 			found, err := s.find(ctx, id)
@@ -202,6 +204,9 @@ func (s sink) step(ctx context.Context, v *state.View) (did bool, err error) {
 		call, cancel := context.WithTimeout(ctx, sinkCall)
 		_, err := s.to.Post(call, id, text, "")
 		cancel()
+		if err == nil {
+			fault.Here(fault.SinkPosted)
+		}
 		switch e := (*fleet.Error)(nil); {
 		case err == nil:
 			return true, s.propose(ctx, v, catalog.SinkSent, args)

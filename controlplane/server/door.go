@@ -15,6 +15,7 @@ import (
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/fault"
 
 	"github.com/google/uuid"
 )
@@ -187,10 +188,12 @@ func (d *Door) Do(ctx context.Context, c Caller, o *op.Op, q api.Request) (api.R
 		}
 	}
 	cmd.Saw = append(cmd.Saw, c.saw(view)...)
+	fault.Here(fault.ServerReceived)
 	out, err := d.cfg.Replica.Propose(ctx, false, cmd)
 	if err != nil {
 		return api.Reply{}, err
 	}
+	fault.Here(fault.ServerCommit)
 	if out.Err != nil {
 		return api.Reply{}, out.Err
 	}

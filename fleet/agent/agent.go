@@ -33,6 +33,7 @@ import (
 	"footplate/controlplane/certs"
 	"footplate/fleet"
 	"footplate/fleet/agent/attempt"
+	"footplate/fleet/fault"
 	"footplate/fleet/lease"
 )
 
@@ -352,6 +353,7 @@ func (a *Agent) carryOut(work context.Context, fx Effects) {
 		a.log.Info("starting an attempt", "attempt", s.Attempt, "build", s.Build)
 		t := newTask(s)
 		a.tasks[s.Attempt] = t
+		fault.Here(fault.AgentFetched)
 		a.all.Go(func() { a.runTask(work, t) })
 	}
 	for _, id := range fx.Extend {
@@ -549,6 +551,7 @@ func (a *Agent) runTask(work context.Context, t *task) {
 		a.tell(work, Input{Attempts: []Progress{p}})
 		return
 	}
+	fault.Here(fault.AgentStarted)
 	more := make(chan struct{}, 1)
 	shipped := make(chan struct{})
 	a.shipping.Go(func() {
@@ -562,6 +565,9 @@ func (a *Agent) runTask(work context.Context, t *task) {
 		p := Progress{Attempt: id, Phase: s.Phase, Dead: s.Dead, Outcome: s.Outcome, Exit: s.Exit, Why: s.Why}
 		if p != last {
 			last = p
+			if s.Phase == fleet.PhaseEnded {
+				fault.Here(fault.AgentFinished)
+			}
 			a.log.Info("attempt", "attempt", id, "build", t.start.Build, "phase", s.Phase, "outcome", s.Outcome, "why", s.Why)
 			a.tell(work, Input{Attempts: []Progress{p}})
 		}
@@ -591,6 +597,7 @@ func (a *Agent) runTask(work context.Context, t *task) {
 	case <-work.Done():
 		return
 	}
+	fault.Here(fault.AgentReported)
 	if err := run.Forget(); err != nil {
 		a.log.Warn("remove what is left of an attempt", "attempt", id, "err", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"footplate/controlplane/archive"
 	"footplate/fleet"
+	"footplate/fleet/fault"
 )
 
 // Put stores entries, which must follow one another and the newest that is
@@ -109,6 +110,7 @@ func (a *Archive) Put(ctx context.Context, entries []fleet.Entry) error {
 			return err
 		}
 		committing = true
+		fault.Here(fault.SharedPut)
 		return nil
 	})
 	if err != nil {
@@ -122,6 +124,7 @@ func (a *Archive) Put(ctx context.Context, entries []fleet.Entry) error {
 		}
 		return err
 	}
+	fault.Here(fault.SharedCommit)
 	for _, e := range erase {
 		if err := a.Erase(ctx, e); err != nil {
 			return err

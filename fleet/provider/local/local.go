@@ -52,6 +52,7 @@ import (
 
 	"footplate/fleet"
 	"footplate/fleet/agent/attempt"
+	"footplate/fleet/fault"
 	"footplate/fleet/provider"
 
 	"golang.org/x/sys/unix"
@@ -73,18 +74,7 @@ type Config struct {
 	// NoNamespace makes plain processes where namespaces are allowed too.
 	NoNamespace bool
 	Log         *slog.Logger
-
-	// fault is called at the named points of a launch: for tests that die there.
-	fault func(point string)
 }
-
-// The fault points of a launch, in order.
-const (
-	pointClaimed  = "claimed"  // the directory is ours, nothing runs
-	pointStarted  = "started"  // the process is behind its gate
-	pointRecorded = "recorded" // it is written down, and still behind its gate
-	pointReleased = "released" // it is the agent
-)
 
 // What lies in the directory of a machine.
 const (
@@ -131,9 +121,6 @@ func New(c Config) (*Provider, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.fault == nil {
-		c.fault = func(string) {}
 	}
 	if err := os.MkdirAll(c.Dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make directory of machines: %w", err)
@@ -204,7 +191,7 @@ func (p *Provider) Launch(ctx context.Context, r provider.Request) (provider.Ins
 		return in, fmt.Errorf("launch host %s: %w", r.Host, err)
 	}
 	if !ok {
-		p.cfg.fault(pointClaimed)
+		fault.Here(fault.LaunchClaimed)
 		if m, err = p.start(r); err != nil {
 			return in, fmt.Errorf("launch host %s: %w", r.Host, err)
 		}
@@ -291,7 +278,7 @@ func (p *Provider) start(r provider.Request) (machine, error) {
 	}
 	// Whoever is the parent collects it; should this process die first, init does.
 	go func() { _ = cmd.Wait() }()
-	p.cfg.fault(pointStarted)
+	fault.Here(fault.LaunchStarted)
 
 	m.PID = cmd.Process.Pid
 	m.Start, err = startTime(m.PID)
@@ -302,11 +289,11 @@ func (p *Provider) start(r provider.Request) (machine, error) {
 		// The gate closes with the pipe: no machine comes of it.
 		return machine{}, err
 	}
-	p.cfg.fault(pointRecorded)
+	fault.Here(fault.LaunchRecorded)
 	if _, err := open.WriteString("go\n"); err != nil {
 		p.cfg.Log.Warn("a machine died behind its gate", "host", r.Host, "err", err)
 	}
-	p.cfg.fault(pointReleased)
+	fault.Here(fault.LaunchReleased)
 	return m, nil
 }
 

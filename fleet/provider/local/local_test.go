@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"footplate/fleet"
+	"footplate/fleet/fault"
 	"footplate/fleet/provider"
 	"footplate/fleet/provider/providertest"
 )
@@ -30,7 +31,7 @@ func TestMain(m *testing.M) {
 		case "machine":
 			beMachine(os.Args[2], os.Args[3:])
 		case "launcher":
-			beLauncher(os.Args[2], os.Args[3])
+			beLauncher(os.Args[3])
 		}
 	}
 	os.Exit(m.Run())
@@ -76,8 +77,8 @@ func beMachine(births string, args []string) {
 	}
 }
 
-// beLauncher launches and kills itself at a point.
-func beLauncher(point, order string) {
+// beLauncher launches, and dies at the point that the environment names.
+func beLauncher(order string) {
 	var o struct {
 		Config  Config
 		Request provider.Request
@@ -85,17 +86,11 @@ func beLauncher(point, order string) {
 	if err := json.Unmarshal([]byte(order), &o); err != nil {
 		panic(err)
 	}
-	o.Config.fault = func(p string) {
-		if p == point {
-			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-			select {}
-		}
-	}
 	p, err := New(o.Config)
 	if err == nil {
 		_, err = p.Launch(context.Background(), o.Request)
 	}
-	panic(fmt.Sprintf("still there at %s: %v", point, err))
+	panic(fmt.Sprintf("still there at %s: %v", os.Getenv(fault.Env), err))
 }
 
 type place struct {
@@ -165,7 +160,9 @@ func (pl place) crash(t testing.TB, point string, r provider.Request) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(pl.cfg.Exe, "launcher", point, string(order)).CombinedOutput()
+	cmd := exec.Command(pl.cfg.Exe, "launcher", point, string(order))
+	cmd.Env = append(os.Environ(), fault.Env+"="+point)
+	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Fatalf("the launcher did not die at %s: %v\n%s", point, err, out)
 	}
@@ -185,7 +182,9 @@ func TestConformance(t *testing.T) {
 			return providertest.World{
 				Open: func(t testing.TB) provider.Provider { return pl.open(t) },
 				Kill: pl.kill, Started: pl.started, Crash: pl.crash,
-				Points: []string{pointClaimed, pointStarted, pointRecorded, pointReleased},
+				Points: []string{
+					string(fault.LaunchClaimed), string(fault.LaunchStarted), string(fault.LaunchRecorded), string(fault.LaunchReleased),
+				},
 			}
 		})
 	})
@@ -288,7 +287,7 @@ func TestNothingSurvivesTheMachine(t *testing.T) {
 func TestOutlivesItsLauncher(t *testing.T) {
 	modes(t, func(t *testing.T, namespace bool) {
 		pl := newPlace(t, namespace)
-		pl.crash(t, pointReleased, providertest.Request(1))
+		pl.crash(t, string(fault.LaunchReleased), providertest.Request(1))
 		pl.up(t, 1)
 		all, err := pl.open(t).List(t.Context())
 		if err != nil || len(all) != 1 || all[0].State != provider.Running {
