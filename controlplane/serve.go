@@ -25,12 +25,6 @@ func (m member) Propose(ctx context.Context, bulk bool, c state.Command) (state.
 	return m.Replica.Propose(ctx, lane, c)
 }
 
-// Leader says who leads, and in which term this node does.
-func (m member) Leader() (fleet.NodeID, uint64) {
-	st := m.Status()
-	return st.Leader, st.LeaderTerm
-}
-
 // Contact returns how long ago a leader was heard of.
 func (m member) Contact() fleet.Duration { return m.Status().LastContact }
 

@@ -166,6 +166,8 @@ type SyncReply struct {
 	Forget []fleet.AttemptID `json:"forget,omitempty"` // their end is recorded
 	Leave  bool              `json:"leave,omitempty"`  // the host was ended: end everything and exit
 
+	// Leader is who answers: the next sync had better go there directly.
+	Leader     fleet.NodeID   `json:"leader,omitempty"`
 	Nodes      []NodeAddr     `json:"nodes"`
 	Members    uint64         `json:"members"`
 	FenceAfter fleet.Duration `json:"fence_after"`

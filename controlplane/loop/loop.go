@@ -50,6 +50,10 @@ const (
 	// entry wakes every loop: what changes within so short a time is seen in one
 	// step, and the loops do not stand in the way of whoever makes the changes.
 	StepEvery = 5 * time.Millisecond
+	// With ten thousand hosts a step takes longer than that: then the next waits
+	// for stepShare times as long, at most for stepMost.
+	stepShare = 4
+	stepMost  = 50 * time.Millisecond
 	// DeliverEvery is the pause between two deliveries: what came meanwhile goes
 	// with the next, and an action's line does not get in the way of the next
 	// action.
@@ -159,6 +163,7 @@ func (r *runner) run(ctx context.Context) {
 		began := time.Now()
 		v := r.cfg.View()
 		commands := r.step(ctx, v)
+		took := time.Since(began)
 		r.decided.Store(time.Now().UnixNano())
 		if Paused(r.cfg.Now(), v, r.name) {
 			commands = nil
@@ -167,7 +172,7 @@ func (r *runner) run(ctx context.Context) {
 		if len(commands) > 0 {
 			pause(ctx, r.rest)
 		}
-		pause(ctx, StepEvery-time.Since(began))
+		pause(ctx, max(StepEvery, took+min(stepShare*took, stepMost))-time.Since(began))
 		if ctx.Err() != nil {
 			return
 		}

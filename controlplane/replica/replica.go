@@ -633,6 +633,20 @@ type Status struct {
 	WaitingBulk       int `json:"waiting_bulk"`
 }
 
+// Leader says who leads, "" when nobody is known to, and in which term this node
+// does, 0 when it does not: what Status says of it, at once.
+func (r *Replica) Leader() (leader fleet.NodeID, term uint64) {
+	ra := r.raft.Load()
+	if ra == nil {
+		return "", 0
+	}
+	_, id := ra.LeaderWithID()
+	if o := r.office.Load(); o != nil && ra.State() == raft.Leader && o.term == ra.CurrentTerm() && r.fsm.haltErr() == nil {
+		term = o.term
+	}
+	return fleet.NodeID(id), term
+}
+
 // Status returns how this node sees the cluster. It never waits.
 func (r *Replica) Status() Status {
 	pos := r.fsm.position()

@@ -17,13 +17,111 @@ import (
 	"footplate/fleet/lease"
 )
 
-// syncPause is how soon after one look at the state a held sync takes the next.
+// syncPause is how soon after one look at the state the held syncs get the next;
+// it is longer when a look takes long.
 const syncPause = 20 * time.Millisecond
 
 // agents is what this node, while it leads, remembers of its agents.
 type agents struct {
 	mu   sync.Mutex
 	book *order.Book
+
+	held held
+}
+
+// held are the syncs that are held open. One goroutine looks at each new state
+// for all of them, and wakes those whose answer may have changed: ten thousand
+// that look by themselves, at every entry of the log, leave no time for anything
+// else.
+type held struct {
+	mu       sync.Mutex
+	syncs    map[*heldSync]struct{}
+	watching bool
+}
+
+type heldSync struct {
+	q    *api.Sync
+	mark uint64
+	wake chan struct{}
+}
+
+// mark is a number that changes with all that the answer to q is made of, but
+// for the passing of time.
+func mark(v *state.View, members uint64, q *api.Sync) uint64 {
+	sum := members
+	add := func(n uint64) { sum = (sum ^ n) * 1099511628211 } // FNV-1
+	add(v.Hosts.Version(q.Host))
+	add(v.Pools.Version(q.Pool))
+	for r := range v.Running.From(state.Running{Host: q.Host}) {
+		if r.Host != q.Host {
+			break
+		}
+		add(uint64(r.Attempt))
+		add(v.Attempts.Version(r.Attempt))
+	}
+	for _, h := range q.Attempts {
+		at, _ := v.Attempts.Get(h.Attempt)
+		add(v.Attempts.Version(h.Attempt))
+		add(v.Builds.Version(at.Build))
+	}
+	return sum
+}
+
+// hold waits until the answer to q, as it was by v, may have changed, or ctx
+// has ended.
+func (s *Server) hold(ctx context.Context, q *api.Sync, v *state.View) {
+	members, _ := s.cfg.Members()
+	h := &heldSync{q: q, mark: mark(v, members, q), wake: make(chan struct{})}
+	all := &s.agents.held
+	all.mu.Lock()
+	if all.syncs == nil {
+		all.syncs = make(map[*heldSync]struct{})
+	}
+	all.syncs[h] = struct{}{}
+	if !all.watching {
+		all.watching = true
+		go s.watchHeld()
+	}
+	all.mu.Unlock()
+	// The look that began before may have missed it.
+	if newest := s.cfg.View(); newest.Index == v.Index || mark(newest, members, q) == h.mark {
+		select {
+		case <-h.wake:
+		case <-ctx.Done():
+		}
+	}
+	all.mu.Lock()
+	delete(all.syncs, h)
+	all.mu.Unlock()
+}
+
+// watchHeld wakes the held syncs when there is news for them, until there is
+// none.
+func (s *Server) watchHeld() {
+	all := &s.agents.held
+	for index := uint64(0); ; {
+		wait, cancel := context.WithTimeout(context.Background(), api.SyncHold.Std())
+		v, _ := s.cfg.World.WaitView(wait, index)
+		cancel()
+		index = v.Index
+		began := time.Now()
+		members, _ := s.cfg.Members()
+		all.mu.Lock()
+		if len(all.syncs) == 0 {
+			all.watching = false
+			all.mu.Unlock()
+			return
+		}
+		for h := range all.syncs {
+			if mark(v, members, h.q) != h.mark {
+				close(h.wake)
+				delete(all.syncs, h)
+			}
+		}
+		all.mu.Unlock()
+		// Under load one look serves many views.
+		time.Sleep(max(syncPause, 8*time.Since(began)))
+	}
 }
 
 // Book runs do, alone, with the book of the term in which this node leads, and
@@ -217,6 +315,7 @@ func (s *Server) syncHere(ctx context.Context, q *api.Sync, via string) (api.Syn
 			s.agents.in(term, now, func(b *order.Book) { ok = b.Offers(at, now) })
 			return ok
 		}, members, nodes)
+		reply.Leader = s.cfg.Node
 		if order.Due(q, &reply, fleet.DurationOf(time.Since(begun))) {
 			if !s.agents.in(term, now, func(b *order.Book) { b.Deliver(v, &reply, s.cfg.Mono()) }) {
 				return api.SyncReply{}, deposed
@@ -231,16 +330,7 @@ func (s *Server) syncHere(ctx context.Context, q *api.Sync, via string) (api.Syn
 			end = begun.Add(order.Hold.Std())
 		}
 		wait, cancel := context.WithDeadline(ctx, end)
-		_, err := s.cfg.World.WaitView(wait, v.Index)
-		if err == nil {
-			// Under load one look serves many views.
-			pause := time.NewTimer(syncPause)
-			select {
-			case <-pause.C:
-			case <-wait.Done():
-				pause.Stop()
-			}
-		}
+		s.hold(wait, q, v)
 		cancel()
 		if ctx.Err() != nil {
 			return api.SyncReply{}, ctx.Err()

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,7 @@ func (s *Server) atLeader(ctx context.Context, r *http.Request, key string, here
 	unsure := false
 	for {
 		var err error
+		nobody := false
 		leader, term := s.cfg.Replica.Leader()
 		at, known := s.address(leader)
 		switch {
@@ -49,7 +51,7 @@ func (s *Server) atLeader(ctx context.Context, r *http.Request, key string, here
 		case known && at.node != s.cfg.Node:
 			err = there(ctx, at)
 		default:
-			err = s.noLeader(ctx)
+			nobody, err = true, errNobody
 		}
 		switch fleet.CodeOf(err) {
 		case fleet.CodeUnknown:
@@ -60,12 +62,7 @@ func (s *Server) atLeader(ctx context.Context, r *http.Request, key string, here
 		default:
 			return err
 		}
-		pause := time.NewTimer(retryEvery)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-		}
+		s.pause(ctx, r)
 		if ctx.Err() == nil && time.Now().Before(patience) {
 			continue
 		}
@@ -73,7 +70,30 @@ func (s *Server) atLeader(ctx context.Context, r *http.Request, key string, here
 			return fleet.Unknownf("what came of it is not known: the leader was lost in the middle").
 				WithHint("repeat it with --idempotency-key %s: it tells what came of it, and never acts twice", key)
 		}
+		if nobody {
+			return s.noLeader(ctx) // it costs more to say why than to look again
+		}
 		return err
+	}
+}
+
+// errNobody stands for what noLeader says, until somebody is to hear it.
+var errNobody = fleet.Unavailablef("there is no leader")
+
+// pause waits before the leader is asked again: the longer, the more agents do,
+// so that a fleet that waits does not keep the nodes from electing one.
+func (s *Server) pause(ctx context.Context, r *http.Request) {
+	wait := retryEvery
+	if strings.HasPrefix(r.URL.Path, "/v1/agent.") {
+		n := s.waiting.Add(1)
+		defer s.waiting.Add(-1)
+		wait = min(wait+time.Duration(n)*time.Millisecond/4, leaderWait/4)
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -220,6 +240,11 @@ func (s *Server) send(ctx context.Context, l *lane, r *http.Request, at leaderAt
 // before it has answered. sent reports whether anything was written.
 func (s *Server) call(l *lane, req *http.Request, at leaderAt) (res *http.Response, sent bool, err error) {
 	ctx, cancel := context.WithCancel(req.Context())
+	s.outward.Add(1)
+	end := sync.OnceFunc(func() {
+		cancel()
+		s.outward.Add(-1)
+	})
 	var wrote atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { wrote.Store(true) }})
 	answered := make(chan struct{})
@@ -241,22 +266,22 @@ func (s *Server) call(l *lane, req *http.Request, at leaderAt) (res *http.Respon
 	res, err = l.client.Do(req.WithContext(ctx))
 	close(answered)
 	if err != nil {
-		cancel()
+		end()
 		return nil, wrote.Load(), err
 	}
 	// The context lives as long as the body is read.
-	res.Body = &boundBody{res.Body, cancel}
+	res.Body = &boundBody{res.Body, end}
 	return res, true, nil
 }
 
 // boundBody ends a call's context with its body.
 type boundBody struct {
 	io.ReadCloser
-	cancel context.CancelFunc
+	end func()
 }
 
 func (b *boundBody) Close() error {
-	defer b.cancel()
+	defer b.end()
 	return b.ReadCloser.Close()
 }
 

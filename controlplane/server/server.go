@@ -42,6 +42,8 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"footplate/controlplane/api"
@@ -155,6 +157,8 @@ type Server struct {
 	openAPI                               []byte
 	readTimeout, writeTimeout             time.Duration
 	maxConns                              int
+	waiting                               atomic.Int64 // agents that wait for a leader
+	outward                               atomic.Int64 // requests that are passed on, each over a connection
 }
 
 // New makes a server. It starts nothing.
@@ -204,7 +208,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		BaseContext:       func(net.Listener) context.Context { return inner },
-		ConnState:         newCrowd(s.maxConns).note,
+		ConnState:         newCrowd(s.maxConns, &s.outward).note,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	for _, l := range []*lane{s.operations, s.agentLane, s.streams, s.peers} {
@@ -342,14 +346,9 @@ func (s *Server) guarded(w http.ResponseWriter, r *http.Request) {
 	out := &answer{ResponseWriter: w}
 	h := w.Header()
 	h.Set(api.HeaderRequest, newID())
-	// What a browser is told of whatever it gets here; the page says more of its
-	// own. Strict-Transport-Security is not among it: it holds for a host with
-	// all its ports, and other things listen there.
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-Frame-Options", "DENY")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Cross-Origin-Resource-Policy", "same-origin")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	if !strings.HasPrefix(r.URL.Path, "/v1/agent.") {
+		forBrowsers(h)
+	}
 	control := http.NewResponseController(w)
 	// A writer that has no deadlines, in tests, needs none.
 	// Without a body, what is read is whether the caller is still there: for as
@@ -374,6 +373,17 @@ func (s *Server) guarded(w http.ResponseWriter, r *http.Request) {
 		s.failAs(out, http.StatusInternalServerError, internal(s.cfg.Node, id))
 	}()
 	s.mux.ServeHTTP(out, r)
+}
+
+// forBrowsers says what a browser is told of whatever it gets here; the page
+// says more of its own. Strict-Transport-Security is not among it: it holds for
+// a host with all its ports, and other things listen there.
+func forBrowsers(h http.Header) {
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 }
 
 // moreTime lets what is written next take its time, however long ago the

@@ -375,7 +375,7 @@ func (a *Agent) carryOut(work context.Context, fx Effects) {
 		a.stopSync = nil
 	}
 	if fx.GiveUp {
-		a.call.turn(a.call.current(*a.nodes.Load()))
+		a.call.turn(a.call.current(*a.nodes.Load()), true)
 	}
 	if fx.Sync != nil {
 		var ctx context.Context
@@ -402,7 +402,8 @@ func (a *Agent) beat(work context.Context, n api.NodeAddr, b api.Beat) {
 	a.tell(work, Input{Beats: []Beaten{{To: n.Node, Beat: b, Reply: r}}})
 }
 
-// sync says what there is to say, through the node that answered last.
+// sync says what there is to say: to the leader, or through the node that
+// answered last.
 func (a *Agent) sync(ctx, work context.Context, s api.Sync) {
 	var r api.SyncReply
 	addr, through, done := a.call.through(ctx, *a.nodes.Load())
@@ -413,13 +414,16 @@ func (a *Agent) sync(ctx, work context.Context, s api.Sync) {
 	case ctx.Err() != nil:
 		return // given up: nobody waits for it
 	case err != nil:
+		answer := (*fleet.Error)(nil)
+		silent := !errors.As(err, &answer)
 		if through.Err() != nil {
 			err = context.Cause(through)
 		}
-		a.call.turn(addr)
+		a.call.turn(addr, silent)
 		a.complain(addr, err)
 	default:
 		a.complain(addr, nil)
+		a.call.lead(r.Leader, r.Nodes)
 		out.Reply = &r
 	}
 	a.tell(work, Input{Sync: out})

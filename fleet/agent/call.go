@@ -23,7 +23,9 @@ const (
 	beatTimeout = 2500 * time.Millisecond
 	dialTimeout = 2 * time.Second
 	logsTimeout = 10 * time.Second
-	maxAnswer   = 64 << 20 // hundreds of the largest build specs
+	// shunFor is how long syncs go through other nodes than one that was silent.
+	shunFor   = 30 * fleet.Second
+	maxAnswer = 64 << 20 // hundreds of the largest build specs
 )
 
 // caller talks to nodes. Syncs, beats and logs have connections of their own:
@@ -34,7 +36,10 @@ type caller struct {
 	syncs, beats, logs *http.Client
 
 	mu      sync.Mutex
-	node    int        // which of the nodes syncs go through
+	node    int        // which of the nodes syncs go through while leader is not known
+	leader  string     // to which they go directly
+	shunned string     // a node that was silent
+	shun    lease.Mono // until when syncs go through others, if there are any
 	addr    string     // that the newest sync went through
 	sentAt  lease.Mono // when it did
 	abandon context.CancelCauseFunc
@@ -83,8 +88,14 @@ func (k *caller) current(nodes []api.NodeAddr) string {
 }
 
 func (k *caller) pick(nodes []api.NodeAddr) string {
-	for range nodes {
-		if n := nodes[k.node%len(nodes)]; n.API != "" {
+	if k.leader != "" {
+		k.addr = k.leader
+		return k.addr
+	}
+	for i := range 2 * len(nodes) {
+		n := nodes[k.node%len(nodes)]
+		// The second time round any will do.
+		if n.API != "" && (!k.shuns(n.API) || i >= len(nodes)) {
 			k.addr = n.API
 			return n.API
 		}
@@ -92,6 +103,8 @@ func (k *caller) pick(nodes []api.NodeAddr) string {
 	}
 	return ""
 }
+
+func (k *caller) shuns(addr string) bool { return addr == k.shunned && now() < k.shun }
 
 // through says which node a sync that is sent now goes through. Its context
 // ends early when that node is found not to answer.
@@ -103,13 +116,31 @@ func (k *caller) through(ctx context.Context, nodes []api.NodeAddr) (addr string
 	return k.pick(nodes), ctx, func() { cancel(nil) }
 }
 
-// turn goes on to the next node, unless that has been done.
-func (k *caller) turn(from string) {
+// turn goes on to the next node, unless that has been done. A node that is silent
+// is not soon tried again while there are others.
+func (k *caller) turn(from string, silent bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.addr == from {
-		k.node++
-		k.addr = ""
+	if k.addr != from {
+		return
+	}
+	if silent {
+		k.shunned, k.shun = from, now().Add(shunFor)
+	}
+	k.node++
+	k.addr, k.leader = "", ""
+}
+
+// lead is told who answered: a node that passes syncs on, and the answers back,
+// does as much work as the leader, for nothing.
+func (k *caller) lead(leader fleet.NodeID, nodes []api.NodeAddr) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.leader = ""
+	for _, n := range nodes {
+		if n.Node == leader && !k.shuns(n.API) {
+			k.leader = n.API
+		}
 	}
 }
 
@@ -166,6 +197,9 @@ func (k *caller) send(ctx context.Context, c *http.Client, method, base, path st
 		req.Header.Set("Authorization", "Bearer "+k.token)
 	}
 	req.Header.Set(api.HeaderVia, k.via)
+	// Whatever an agent says may be said twice: should the node have closed the
+	// connection that was kept, it is said again on another. Nothing is sent.
+	req.Header["Idempotency-Key"] = nil
 	if k.cluster != "" {
 		req.Header.Set(api.HeaderCluster, k.cluster)
 	}
