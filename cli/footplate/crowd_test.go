@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"runtime/pprof"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/client"
 	"footplate/fleet"
 	"footplate/fleet/agent"
 	"footplate/fleet/agent/attempt"
@@ -56,13 +57,16 @@ type crowdReport struct {
 	Lapsed  int // leases that ran out
 	Held    int // attempts that are held now
 	Started int // attempts that were started
-	Twice   int // tasks that ran in two places at once
+	Synced  int // agents that a leader has answered since they were told "mark"
 	Beats, Refused, Unanswered,
 	Syncs, SyncsFailed, Dials int64
 	// Worst is the longest that an agent had left of its lease unused: how near
 	// the nearest came to losing it is fence-after less this.
 	Worst time.Duration
-	CPU   time.Duration
+	// Late is by how much the process itself was too late, at worst, since the last
+	// report: what the machine did to it, and no node.
+	Late time.Duration
+	CPU  time.Duration
 	// BeatP50 and BeatP99 are how long beats took since the last report.
 	BeatP50, BeatP99 time.Duration
 	Lives            []crowdLife `json:",omitempty"` // of tasks, when asked for
@@ -74,21 +78,24 @@ type crowdLife struct {
 	Task, N int
 	Host    fleet.HostID
 	Begun   lease.Mono
-	// Renewed is when the newest beat was sent that a majority has acknowledged;
-	// 0 while the attempt runs.
-	Renewed, Ended lease.Mono
+	Ended   lease.Mono // 0 while it runs
+	// Renewed is when the newest beat was sent that a majority has acknowledged,
+	// of an agent that was cut off.
+	Renewed lease.Mono
 }
 
 // part is one process of a crowd.
 type part struct {
 	cfg    crowdConfig
 	agents []*standIn
+	header string // of every request, but for its path and length
 
 	beats, refused, unanswered, syncs, syncsFailed, dials atomic.Int64
 
 	mu     sync.Mutex
 	lapsed int
 	worst  time.Duration
+	late   time.Duration
 	took   []time.Duration // of beats
 	lives  []*crowdLife
 	open   map[fleet.AttemptID]*crowdLife
@@ -104,6 +111,7 @@ type standIn struct {
 	wake   *time.Timer
 	mute   bool // its network is cut
 	held   bool // it has a lease
+	marked bool // a leader has answered since the mark
 	links  map[string]*beatLink
 	fence  fleet.Duration
 	syncs  int                 // grows with each sync that is sent
@@ -131,18 +139,13 @@ type toBeat struct {
 // beCrowd is the main function of a process of a crowd. It does what standard
 // input says, line by line, and ends with it.
 func beCrowd(config string) int {
-	if f := os.Getenv("ZZCROWDPROF"); f != "" {
-		time.AfterFunc(15*time.Second, func() {
-			w, _ := os.Create(fmt.Sprint(f, os.Getpid(), ".prof"))
-			pprof.StartCPUProfile(w)
-			time.AfterFunc(10*time.Second, pprof.StopCPUProfile)
-		})
-	}
 	p := &part{open: make(map[fleet.AttemptID]*crowdLife)}
 	if err := json.Unmarshal([]byte(config), &p.cfg); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
+	p.header = fmt.Sprintf(" HTTP/1.1\r\nHost: crowd\r\nAuthorization: Bearer %s\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: ",
+		p.cfg.Token, api.HeaderCluster, p.cfg.Cluster)
 	for i := range p.cfg.Agents {
 		a := &standIn{part: p, host: fleet.HostID(fmt.Sprintf("%s-%05d", p.cfg.Pool, p.cfg.First+i)), links: make(map[string]*beatLink), idle: make(map[string]net.Conn)}
 		id := agent.Identity{Host: a.host, Pool: p.cfg.Pool, Boot: fleet.BootID("boot-" + a.host), Incarnation: 1, Version: "crowd"}
@@ -159,6 +162,7 @@ func beCrowd(config string) int {
 		a.wake = time.AfterFunc(first, func() { a.step(agent.Input{}) })
 		a.mu.Unlock()
 	}
+	go p.watchLate()
 	out := json.NewEncoder(os.Stdout)
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
@@ -171,6 +175,12 @@ func beCrowd(config string) int {
 					n--
 				}
 			}
+		case "mark":
+			for _, a := range p.agents {
+				a.mu.Lock()
+				a.marked = false
+				a.mu.Unlock()
+			}
 		case "speak":
 			for _, a := range p.agents {
 				a.cut(false)
@@ -181,6 +191,19 @@ func beCrowd(config string) int {
 		}
 	}
 	return 0
+}
+
+// watchLate notices when the process stands still.
+func (p *part) watchLate() {
+	const every = 20 * time.Millisecond
+	last := time.Now()
+	for range time.Tick(every) {
+		late := time.Since(last) - every
+		last = time.Now()
+		p.mu.Lock()
+		p.late = max(p.late, late)
+		p.mu.Unlock()
+	}
 }
 
 func (p *part) report(lives bool) crowdReport {
@@ -198,16 +221,19 @@ func (p *part) report(lives bool) crowdReport {
 			r.Ready++
 		}
 		r.Held += len(a.kept)
+		if a.marked {
+			r.Synced++
+		}
 		a.mu.Unlock()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r.Lapsed, r.Worst, r.Started = p.lapsed, p.worst, len(p.lives)
+	r.Lapsed, r.Worst, r.Late, r.Started = p.lapsed, p.worst, p.late, len(p.lives)
 	slices.Sort(p.took)
 	if n := len(p.took); n > 0 {
 		r.BeatP50, r.BeatP99 = p.took[n/2], p.took[n*99/100]
 	}
-	p.took, p.worst = nil, 0
+	p.took, p.worst, p.late = nil, 0, 0
 	if lives {
 		for _, l := range p.lives {
 			r.Lives = append(r.Lives, *l)
@@ -225,6 +251,14 @@ func (a *standIn) cut(off bool) bool {
 	}
 	a.mute = off
 	if off {
+		deadline, _ := a.duty.Lease(lease.Mono(attempt.Now()))
+		a.part.mu.Lock()
+		for _, id := range a.kept {
+			if l := a.part.open[id]; l != nil {
+				l.Renewed = deadline - lease.Mono(0).Add(a.fence)
+			}
+		}
+		a.part.mu.Unlock()
 		for _, l := range a.links {
 			l.close()
 		}
@@ -330,7 +364,7 @@ func (a *standIn) sync(n int, conn net.Conn, to string, s api.Sync) {
 	body, _ := json.Marshal(s)
 	answer, status, err := []byte(nil), 0, errUnused
 	if conn != nil {
-		answer, status, err = a.part.exchange(conn, 10*time.Second, to, "/v1/agent.sync", body)
+		answer, status, err = a.part.exchange(conn, 10*time.Second, "/v1/agent.sync", body)
 	}
 	if errors.Is(err, errUnused) { // as any client of HTTP does
 		if conn != nil {
@@ -344,7 +378,7 @@ func (a *standIn) sync(n int, conn net.Conn, to string, s api.Sync) {
 				conn.Close()
 			}
 			a.mu.Unlock()
-			answer, status, err = a.part.exchange(conn, 10*time.Second, to, "/v1/agent.sync", body)
+			answer, status, err = a.part.exchange(conn, 10*time.Second, "/v1/agent.sync", body)
 		}
 	}
 	var reply *api.SyncReply
@@ -371,6 +405,7 @@ func (a *standIn) sync(n int, conn net.Conn, to string, s api.Sync) {
 	if reply == nil {
 		a.node++
 	} else {
+		a.marked = true
 		for _, o := range reply.Nodes {
 			if o.Node == reply.Leader {
 				a.leader = o.API
@@ -419,13 +454,17 @@ func (l *beatLink) close() {
 
 func (l *beatLink) run() {
 	p := l.of.part
+	var said []byte // the newest acknowledgement, and what it means
+	var meant api.BeatReply
 	for b := range l.next {
 		began := time.Now()
 		body, _ := json.Marshal(b.beat)
-		var reply api.BeatReply
+		reply := meant
 		answer, err := l.ask(body)
-		if err == nil {
+		if err == nil && (!meant.Ack || !bytes.Equal(answer, said)) {
+			reply = api.BeatReply{}
 			err = json.Unmarshal(answer, &reply)
+			said, meant = answer, reply
 		}
 		took := time.Since(began)
 		p.beats.Add(1)
@@ -470,7 +509,7 @@ func (l *beatLink) ask(body []byte) ([]byte, error) {
 	answer, status, err := []byte(nil), 0, errUnused
 	const within = 2500 * time.Millisecond
 	if conn != nil {
-		answer, status, err = l.of.part.exchange(conn, within, l.to, "/v1/agent.beat", body)
+		answer, status, err = l.of.part.exchange(conn, within, "/v1/agent.beat", body)
 	}
 	if errors.Is(err, errUnused) {
 		if conn != nil {
@@ -480,7 +519,7 @@ func (l *beatLink) ask(body []byte) ([]byte, error) {
 			l.mu.Lock()
 			l.conn = conn
 			l.mu.Unlock()
-			answer, status, err = l.of.part.exchange(conn, within, l.to, "/v1/agent.beat", body)
+			answer, status, err = l.of.part.exchange(conn, within, "/v1/agent.beat", body)
 		}
 	}
 	if err != nil {
@@ -510,18 +549,25 @@ var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
 
 // exchange sends a request and reads its answer. While it waits it holds a
 // small buffer, and no more.
-func (p *part) exchange(conn net.Conn, within time.Duration, to, path string, body []byte) (answer []byte, status int, err error) {
+func (p *part) exchange(conn net.Conn, within time.Duration, path string, body []byte) (answer []byte, status int, err error) {
 	_ = conn.SetDeadline(time.Now().Add(within))
-	req := make([]byte, 0, 512+len(body))
-	req = fmt.Appendf(req, "POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
-		path, strings.TrimPrefix(to, "http://"), p.cfg.Token, api.HeaderCluster, p.cfg.Cluster, len(body))
+	req := append(append(make([]byte, 0, 1024), "POST "+path...), p.header...)
+	req = append(strconv.AppendInt(req, int64(len(body)), 10), "\r\n\r\n"...)
 	if _, err := conn.Write(append(req, body...)); err != nil {
 		return nil, 0, unused(err)
 	}
-	var buf [512]byte
+	var buf [1024]byte
 	n, err := conn.Read(buf[:])
 	if err != nil {
 		return nil, 0, unused(err)
+	}
+	if head, rest, ok := bytes.Cut(buf[:n], []byte("\r\n\r\n")); ok {
+		_, length, _ := bytes.Cut(head, []byte("\r\nContent-Length: "))
+		length, _, _ = bytes.Cut(length, []byte("\r"))
+		if l, err := strconv.Atoi(string(length)); err == nil && l == len(rest) && len(head) > 12 {
+			status, err = strconv.Atoi(string(head[9:12]))
+			return slices.Clone(rest), status, err
+		}
 	}
 	r := readers.Get().(*bufio.Reader)
 	defer readers.Put(r)
@@ -626,6 +672,8 @@ func (c *crowd) tell(words string, args ...int) crowdReport {
 		sum.Syncs += r.Syncs
 		sum.SyncsFailed += r.SyncsFailed
 		sum.Dials += r.Dials
+		sum.Synced += r.Synced
+		sum.Late = max(sum.Late, r.Late)
 		sum.CPU += r.CPU
 		sum.Worst = max(sum.Worst, r.Worst)
 		sum.BeatP50 = max(sum.BeatP50, r.BeatP50)
@@ -667,28 +715,239 @@ func (s scraped) sum(metric, labels string) float64 {
 	return sum
 }
 
-func TestCrowdTry(t *testing.T) {
-	agents, _ := strconv.Atoi(os.Getenv("CROWD"))
-	secs, _ := strconv.Atoi(os.Getenv("SECS"))
+const crowdFence = 30 * fleet.Second // as pools have it by default
+
+// crowdPool is the pool of crowds.
+const crowdPool = "crowd"
+
+// crowdPlant starts three nodes, and a crowd.
+func crowdPlant(t testing.TB, agents int, fence, suspect string) (*plant, *crowd) {
 	p := startPlant(t, plantConfig{nodes: 3, hosts: 0, slots: 1, fence: "30s", suspect: "10s"})
-	p.must("pool", "create", "crowd", "--provider", "none", "--slots", "1")
+	p.must("pool", "create", crowdPool, "--provider", "none", "--slots", "1", "--fence-after", fence, "--suspect-after", suspect)
+	p.must("org", "set", "demo", "--slots", strconv.Itoa(agents))
+	// A process may open 20,000 files on some machines, and an agent needs five.
+	return p, startCrowd(t, p, crowdPool, agents, (agents+2999)/3000, time.Duration(agents)*time.Second/400)
+}
+
+// ready waits until every agent has its lease.
+func (c *crowd) ready(agents int) {
+	c.t.Helper()
+	most := time.Minute + time.Duration(agents)*20*time.Millisecond
+	waitFor(c.t, most, "every agent of the crowd", func() bool { return c.tell("report").Ready == agents })
+}
+
+// run submits a build of so many tasks, and waits until they run.
+func (c *crowd) run(p *plant, tasks int) {
+	c.t.Helper()
+	before := c.tell("report").Held
+	for left := tasks; left > 0; left -= fleet.MaxTasks {
+		var y strings.Builder
+		fmt.Fprintf(&y, "org: demo\npool: %s\ntasks:\n", crowdPool)
+		for i := range min(left, fleet.MaxTasks) {
+			fmt.Fprintf(&y, "- name: t%d\n  steps: [\"true\"]\n", i)
+		}
+		file := filepath.Join(p.dir, "crowd.yaml")
+		if err := os.WriteFile(file, []byte(y.String()), 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		p.must("build", "submit", "-f", file)
+	}
+	waitFor(c.t, time.Minute, "every task", func() bool { return c.tell("report").Held == before+tasks })
+}
+
+// verdicts counts the hosts that were called silent, and those that were called
+// lost, by the record.
+func (p *plant) verdicts() (suspect, lost int) {
+	p.t.Helper()
+	for line := range strings.Lines(p.must("audit", "export", "--op", "host", "--outcome", "done")) {
+		var e struct {
+			Op   string
+			Args struct {
+				Hosts []fleet.HostID
+				Again bool
+			}
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			p.t.Fatal(err)
+		}
+		switch {
+		case e.Op == "host lose":
+			lost++
+		case e.Op == "host suspect" && !e.Args.Again:
+			suspect += len(e.Args.Hosts)
+		}
+	}
+	return suspect, lost
+}
+
+// again returns how late attempts of agents that were cut off were given to
+// others, past the earliest moment at which that is safe. It fails when a task
+// was in two places at once.
+func again(t testing.TB, lives []crowdLife, fence fleet.Duration) []time.Duration {
+	t.Helper()
+	type task struct {
+		build fleet.BuildID
+		task  int
+	}
+	by := make(map[task][]crowdLife)
+	for _, l := range lives {
+		k := task{l.Build, l.Task}
+		by[k] = append(by[k], l)
+	}
+	var late []time.Duration
+	for k, of := range by {
+		slices.SortFunc(of, func(a, b crowdLife) int { return a.N - b.N })
+		for i, l := range of[:len(of)-1] {
+			next := of[i+1]
+			if l.Ended == 0 || l.Ended >= next.Begun {
+				t.Errorf("build %d task %d ran on %s (until %d) and on %s (since %d)", k.build, k.task, l.Host, l.Ended, next.Host, next.Begun)
+			}
+			if l.Renewed != 0 {
+				late = append(late, time.Duration(next.Begun-l.Renewed.Add(fence+lease.Margin(fence))))
+			}
+		}
+	}
+	slices.Sort(late)
+	return late
+}
+
+// TestCrowd kills the leader under a small crowd, and cuts off some of its
+// agents: the first costs nobody anything, and the others' tasks are given to
+// others, not before they have ended.
+func TestCrowd(t *testing.T) {
+	const agents, tasks, cutOff, fence = 300, 100, 5, 8 * fleet.Second
+	p, c := crowdPlant(t, agents, "8s", "4s")
+	c.ready(agents)
+	c.run(p, tasks)
+	c.tell("mark")
+	p.kill(p.leader())
+	waitFor(t, 30*time.Second, "every agent to be answered by the new leader", func() bool { return c.tell("report").Synced == agents })
+	r := c.tell("report")
+	suspect, lost := p.verdicts()
+	if lost > 0 || r.Lapsed > 0 || r.Started != tasks {
+		t.Errorf("the death of the leader: %d hosts were called lost, %d suspect, %d lost their lease, %d attempts for %d tasks (the crowd was late by %s)",
+			lost, suspect, r.Lapsed, r.Started, tasks, r.Late)
+	}
+	c.tell("mute", cutOff)
+	waitFor(t, time.Minute, "the tasks to run elsewhere", func() bool { return c.tell("report").Started == tasks+cutOff })
+	if _, lost := p.verdicts(); lost != cutOff {
+		t.Errorf("%d agents were cut off, and %d called lost", cutOff, lost)
+	}
+	late := again(t, c.tell("lives").Lives, fence)
+	if len(late) != cutOff || late[0] < 0 {
+		t.Errorf("attempts were given again %v past the earliest safe moment", late)
+	}
+	t.Logf("attempts were given again %v past the earliest safe moment", late)
+}
+
+// crowdAgents is how many agents a crowd of the benchmarks has.
+func crowdAgents() int {
+	if n, err := strconv.Atoi(os.Getenv("FOOTPLATE_CROWD")); err == nil && n > 0 {
+		return n
+	}
+	return 10_000
+}
+
+// BenchmarkCrowd kills the leader ten times while ten thousand agents are there,
+// and measures how long operations and agents are without one. No host may be
+// called silent or lost for it, and no agent lose its lease. (Goal 3d.) Then all
+// nodes are killed at once, and then a tenth of the agents with their tasks.
+// (Goals 4a and 4c.)
+func BenchmarkCrowd(b *testing.B) {
+	agents := crowdAgents()
 	began := time.Now()
-	c := startCrowd(t, p, "crowd", agents, (agents+2999)/3000, time.Duration(agents)*time.Millisecond)
-	say := func() {
+	p, c := crowdPlant(b, agents, "30s", "10s")
+	c.ready(agents)
+	b.ReportMetric(time.Since(began).Seconds(), "s-join")
+	say := func(what string) crowdReport {
 		r := c.tell("report")
-		line := fmt.Sprintf("%6.1fs ready %d lapsed %d beats %d refused %d unanswered %d syncs %d failed %d dials %d worst %s p50 %s p99 %s cpu %.1f|",
-			time.Since(began).Seconds(), r.Ready, r.Lapsed, r.Beats, r.Refused, r.Unanswered, r.Syncs, r.SyncsFailed, r.Dials, r.Worst, r.BeatP50, r.BeatP99, r.CPU.Seconds())
+		line := fmt.Sprintf("%5.0fs %-10s ready %d lapsed %d synced %d unanswered %d failed %d dials %d, used of a lease %.1fs, late %.1fs, beats p50 %s p99 %s, cpu %.1fs",
+			time.Since(began).Seconds(), what, r.Ready, r.Lapsed, r.Synced, r.Unanswered, r.SyncsFailed, r.Dials, r.Worst.Seconds(), r.Late.Seconds(),
+			r.BeatP50.Round(time.Microsecond), r.BeatP99.Round(time.Microsecond), r.CPU.Seconds())
 		for _, n := range p.nodes {
 			m := scrape(n)
-			line += fmt.Sprintf(" %s cpu %.1f rss %.0fM fds %.0f gor %.0f sus %.0f lost %.0f lead %.0f;", n.name, m.sum("process_cpu_seconds_total", ""),
-				m.sum("process_resident_memory_bytes", "")/1e6, m.sum("process_open_fds", ""), m.sum("go_goroutines", ""),
-				m.sum("footplate_hosts", `state="suspect"`), m.sum("footplate_hosts", `state="lost"`), m.sum("footplate_leader", ""))
+			line += fmt.Sprintf("; %s cpu %.1fs rss %.0fM files %.0f", n.name, m.sum("process_cpu_seconds_total", ""),
+				m.sum("process_resident_memory_bytes", "")/1e6, m.sum("process_open_fds", ""))
 		}
-		fmt.Println(line)
+		b.Log(line)
+		return r
 	}
-	for time.Since(began) < time.Duration(secs)*time.Second {
-		<-time.After(3 * time.Second)
-		say()
+	say("joined")
+	cl, err := client.New(client.Config{Addrs: []string{p.url(p.nodes[0]), p.url(p.nodes[1]), p.url(p.nodes[2])}, Token: p.admin, Via: "bench/1"})
+	if err != nil {
+		b.Fatal(err)
 	}
-	exec.Command("cp", p.dir+"/n1.log", p.dir+"/n2.log", p.dir+"/n3.log", "/tmp/crowd").Run()
+	w := &worker{org: "worker-0", client: cl}
+	work, stop := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() { w.work(work) })
+	defer all.Wait()
+	defer stop()
+	var acked, synced []float64
+	for b.Loop() {
+		for range failoverTrials {
+			p.wait(time.Minute, "the client at work", func() bool { return time.Since(time.Unix(0, w.at.Load())) < time.Second })
+			leader := p.leader()
+			c.tell("mark")
+			killed := time.Now()
+			p.kill(leader)
+			after := killed.Add(failoverTimeout / 5).UnixNano()
+			p.wait(time.Minute, "an operation to be acknowledged again", func() bool { return w.at.Load() > after })
+			acked = append(acked, float64(w.at.Load()-killed.UnixNano())/1e9)
+			p.wait(2*time.Minute, "every agent to be answered", func() bool { return c.tell("report").Synced == agents })
+			synced = append(synced, time.Since(killed).Seconds())
+			p.start(leader)
+			p.wait(time.Minute, "every node to be ready", func() bool { return ready(leader) })
+			// Long enough for a host that was not heard to be called silent.
+			p.wait(time.Minute, "a while", func() bool { return time.Since(killed) > 12*time.Second })
+			say("killed " + leader.name)
+		}
+	}
+	// A host that was silent since the last one died would be called lost by now.
+	quiet := time.Now()
+	p.wait(time.Minute, "a while", func() bool { return time.Since(quiet) > (crowdFence + lease.Margin(crowdFence)).Std() })
+	r := say("quiet")
+	suspect, lost := p.verdicts()
+	b.ReportMetric(float64(suspect), "suspect")
+	b.ReportMetric(float64(lost), "lost")
+	b.ReportMetric(float64(r.Lapsed), "fenced")
+	slices.Sort(acked)
+	slices.Sort(synced)
+	b.ReportMetric(acked[len(acked)/2], "s-ack-p50")
+	b.ReportMetric(acked[len(acked)-1], "s-ack-max")
+	b.ReportMetric(synced[len(synced)/2], "s-synced-p50")
+	b.ReportMetric(synced[len(synced)-1], "s-synced-max")
+	b.ReportMetric(0, "ns/op")
+	if lost > 0 || r.Lapsed > 0 {
+		b.Errorf("%d hosts were called lost, %d suspect, and %d agents lost their lease", lost, suspect, r.Lapsed)
+	}
+
+	c.run(p, agents/10)
+	for _, n := range p.nodes {
+		p.kill(n)
+	}
+	c.tell("mark")
+	killed := time.Now()
+	for _, n := range p.nodes {
+		p.start(n)
+	}
+	p.wait(2*time.Minute, "every agent to be answered", func() bool { return c.tell("report").Synced == agents })
+	b.ReportMetric(time.Since(killed).Seconds(), "s-all-restarted")
+	r = say("restarted")
+	if r.Lapsed > 0 || r.Started != agents/10 {
+		b.Errorf("all nodes were restarted: %d agents lost their lease, %d attempts for %d tasks", r.Lapsed, r.Started, agents/10)
+	}
+	// Nodes that have just started testify nothing for a while.
+	p.wait(time.Minute, "a while", func() bool { return time.Since(killed) > (crowdFence + lease.Margin(crowdFence)).Std() })
+	cut := make([]int, len(c.parts))
+	for i := range cut {
+		cut[i] = agents / 10 // those that have tasks
+	}
+	c.tell("mute", cut...)
+	p.wait(3*time.Minute, "the tasks to run elsewhere", func() bool { return c.tell("report").Started >= agents/5 })
+	say("cut off")
+	late := again(b, c.tell("lives").Lives, crowdFence)
+	b.ReportMetric(late[len(late)/2].Seconds(), "s-again-p50")
+	b.ReportMetric(late[len(late)*99/100].Seconds(), "s-again-p99")
+	b.ReportMetric(late[len(late)-1].Seconds(), "s-again-max")
 }
