@@ -13,7 +13,7 @@ func planted() []struct{ name, before, secret, after string } {
 		{"Slack user token", "", "xoxp-1-2-3-deadbeef", ""},
 		{"Slack rotating token", "a ", "xoxe.xoxp-1-Mi0yLTEyMw", "."},
 		{"Slack app token", "(", "xapp-1-A0123-4567-abcdef", ")"},
-		{"Slack webhook", "post to https://hooks.slack.com/services/", "T000/B000/XXXXXXXX", " please"},
+		{"Slack webhook", "post to https://hooks.slack.com/services/", "T000/B000/aB3dE5gH7jK9mN2p", " please"},
 		{"footplate token", "FOO ", "fp_0123456789abcdef0123456789abcdef", ", and so on"},
 		{"AWS key id", "key ", "AKIAABCDEFGHIJKLMNOP", " of prod"},
 		{"AWS secret", "aws_secret_access_key=", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", " region=eu"},

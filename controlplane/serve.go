@@ -68,10 +68,7 @@ func (n *Node) serverConfig() server.Config {
 		Entries: func(ctx context.Context, from, to fleet.EntryNo) ([]fleet.Entry, error) {
 			return n.archive.Query(ctx, archive.Filter{From: from, To: to, Limit: int(to-from) + 1})
 		},
-		Shared: func() (behind uint64, failing, ok bool) {
-			st, ok := n.shared.status()
-			return uint64(st.Behind), st.Err != nil, ok
-		},
+		Shared:     n.shared.waiting,
 		ArchiveErr: n.archive.Err, Status: n.status, Join: n.join, Log: n.log,
 	}
 }

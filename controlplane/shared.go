@@ -10,6 +10,7 @@ import (
 	"footplate/controlplane/archive"
 	"footplate/controlplane/archive/postgres"
 	"footplate/controlplane/op"
+	"footplate/controlplane/server"
 	"footplate/controlplane/state"
 	"footplate/fleet"
 )
@@ -165,6 +166,24 @@ func (s *shared) status() (st postgres.Status, ok bool) {
 		st.Err = failed
 	}
 	return st, true
+}
+
+// waiting says what waits to be delivered; ok is false where this node does not
+// deliver.
+func (s *shared) waiting() (w server.Waiting, ok bool) {
+	st, ok := s.status()
+	if !ok {
+		return w, false
+	}
+	w = server.Waiting{Sink: "postgres", Count: st.Behind, Failing: st.Err != nil}
+	if st.Behind > 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), sharedLook)
+		defer cancel()
+		if oldest, err := s.from.Query(ctx, archive.Filter{From: st.Head.N + 1, Limit: 1}); err == nil && len(oldest) > 0 {
+			w.For = max(0, fleet.TimeOf(time.Now()).Sub(oldest[0].At))
+		}
+	}
+	return w, true
 }
 
 // note says what a person should know of the shared archive, "" when all is

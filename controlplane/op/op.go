@@ -102,9 +102,21 @@ type Caller struct {
 	Token     fleet.Token // that let the caller in; its Principal may act for Principal
 }
 
+// ForNobody returns why a token that speaks for people may do nothing by
+// itself; nil when somebody is named, and for any other token.
+func (c Caller) ForNobody() *fleet.Error {
+	if c.Token.Surface == "" || c.Principal != c.Token.Principal {
+		return nil
+	}
+	return fleet.Deniedf("token %q speaks for people, and has no role of its own", c.Token.Name).
+		WithHint("name one of %s with the header Footplate-For, or use another token", c.Token.Surface)
+}
+
 // May returns why the caller may not run o, nil when it may.
 func (c Caller) May(o *Op) *fleet.Error {
 	switch {
+	case !c.Role.May(o.Role) && c.ForNobody() != nil:
+		return c.ForNobody()
 	case !c.Role.May(o.Role) && c.Role == "":
 		return fleet.Deniedf("%s may not run %q: that takes the role %s, and %s has none", c.Principal, o.Name, o.Role, c.Principal).
 			WithHint("ask an admin for: footplate access grant %s %s", c.Principal, o.Role)

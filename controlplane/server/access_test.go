@@ -110,6 +110,24 @@ func TestActingFor(t *testing.T) {
 			t.Errorf("%s: status %d, %s", c.what, a.status, a.body)
 		}
 	}
+	// By itself a bot may nothing, whatever the role of its token.
+	for _, r := range []struct {
+		method, path string
+		body         any
+	}{
+		{http.MethodPost, "/v1/" + set, args},
+		{http.MethodGet, "/v1/" + catalog.OrgList.Path(), nil},
+		{http.MethodGet, "/v1/" + catalog.AuditExport.Path(), nil},
+		{http.MethodGet, "/v1/events", nil},
+	} {
+		a := n.as("bot", r.method, r.path, r.body)
+		if a.status != http.StatusForbidden || !strings.Contains(string(a.body), `token \"slack-bot\" speaks for people`) || !strings.Contains(string(a.body), api.HeaderFor) {
+			t.Errorf("a bot for nobody at %s: status %d, %s", r.path, a.status, a.body)
+		}
+	}
+	if a := n.as("bot", http.MethodGet, "/v1/"+catalog.AccessWhoami.Path(), nil); a.status != http.StatusOK || strings.Contains(string(a.body), `"admin"`) {
+		t.Errorf("who a bot is: status %d, %s", a.status, a.body)
+	}
 	if e := w.entryOf(set); e.By != someone || e.Role != fleet.Operator || e.Via != "slack/test" {
 		t.Errorf("the entry is %+v", e)
 	}

@@ -66,7 +66,11 @@ func (d *Door) Authenticate(secret string) (Caller, error) {
 			return Caller{}, fleet.Deniedf("token %q lets host %s enrol, and nothing else", t.Name, t.Principal).
 				WithHint("give it to footplate agent --join-token-file")
 		}
-		return Caller{op.Caller{Principal: t.Principal, Role: t.Role, Token: t}, hash}, nil
+		c := Caller{op.Caller{Principal: t.Principal, Role: t.Role, Token: t}, hash}
+		if t.Surface != "" {
+			c.Role = "" // it has no say of its own: its role bounds those for whom it asks
+		}
+		return c, nil
 	}
 	if subtle.ConstantTimeCompare([]byte(hash), []byte(hashSecret(d.cfg.NodeToken))) == 1 {
 		return Caller{op.Caller{Principal: "nodes", Role: fleet.System}, hash}, nil

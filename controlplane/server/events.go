@@ -35,6 +35,9 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if no := c.ForNobody(); no != nil {
+		return no
+	}
 	if !c.Role.May(fleet.Viewer) {
 		return fleet.Deniedf("%s may not read the channel: that takes the role %s", c.Principal, fleet.Viewer)
 	}

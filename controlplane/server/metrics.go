@@ -72,20 +72,23 @@ func (m *metrics) cluster(t *text, clockAlarm bool) {
 	gauge("footplate_entry", "Number of the newest audit entry.", float64(v.Entry))
 	gauge("footplate_archive_behind", "Audit entries that wait to be written to this node's disk.", float64(archiveBehind(v, st.Archive)))
 	gauge("footplate_outbox_depth", "Parcels that wait for delivery.", float64(v.Outbox.Len()))
+	waits := waiting(m.cfg.Now(), v)
 	if m.cfg.Shared != nil {
-		if behind, failing, ok := m.cfg.Shared(); ok {
-			gauge("footplate_shared_archive_behind", "Audit entries that wait to be delivered to Postgres, on the leader.", float64(behind))
-			gauge("footplate_shared_archive_failing", "1 while Postgres takes nothing, on the leader.", truth(failing))
+		if w, ok := m.cfg.Shared(); ok {
+			waits = append(waits, w)
 		}
 	}
-	t.family("footplate_outbox_lag", "Lines of the channel that are not in the sink yet.", "gauge")
-	for name, s := range v.Sinks.All() {
-		t.sample("", labels([]string{"node", "sink"}, []string{node, name}), float64(v.Line-min(s.Sent, v.Line)))
+	sinks := func(name, help string, value func(Waiting) float64) {
+		t.family(name, help, "gauge")
+		for _, w := range waits {
+			t.sample("", labels([]string{"node", "sink"}, []string{node, w.Sink}), value(w))
+		}
 	}
-	t.family("footplate_sink_failing", "1 while the sink takes nothing.", "gauge")
-	for name, s := range v.Sinks.All() {
-		t.sample("", labels([]string{"node", "sink"}, []string{node, name}), truth(s.FailingAt != 0))
-	}
+	sinks("footplate_outbox_lag_seconds", "For how long the oldest of what is not in the sink yet has waited; 0 when nothing waits.",
+		func(w Waiting) float64 { return w.For.Std().Seconds() })
+	sinks("footplate_outbox_pending", "Lines of the channel, and for Postgres entries, that are not in the sink yet.",
+		func(w Waiting) float64 { return float64(w.Count) })
+	sinks("footplate_sink_failing", "1 while the sink takes nothing.", func(w Waiting) float64 { return truth(w.Failing) })
 	gauge("footplate_builds_queued", "Builds in the first stage of the queue.", float64(v.Queued.Len()))
 	gauge("footplate_tasks_waiting", "Tasks that wait for a slot.", float64(v.Waiting.Len()))
 	gauge("footplate_attempts_live", "Attempts that hold a slot.", float64(v.Running.Len()))
@@ -115,6 +118,34 @@ func (m *metrics) cluster(t *text, clockAlarm bool) {
 			t.sample("", labels([]string{"node", "pool", "state"}, []string{node, string(pool), c}), float64(hosts[pool][c]))
 		}
 	}
+}
+
+// Waiting is what has not reached a place to which entries are delivered.
+type Waiting struct {
+	Sink    string
+	Count   uint64
+	For     fleet.Duration // since the oldest of it came
+	Failing bool           // the place takes nothing now
+}
+
+// waiting says what of the channel waits for each sink.
+func waiting(now fleet.Time, v *state.View) []Waiting {
+	var out []Waiting
+	for name, s := range v.Sinks.All() {
+		w := Waiting{Sink: name, Count: v.Line - min(s.Sent, v.Line), Failing: s.FailingAt != 0}
+		if w.Count > 0 {
+			// What is older than all that the channel still has waits at least as long.
+			for _, l := range v.Channel.From(fleet.EntryNo(s.Sent + 1)) {
+				w.For = max(0, now.Sub(l.At))
+				break
+			}
+			if s.FailingAt != 0 {
+				w.For = max(w.For, now.Sub(s.FailingAt))
+			}
+		}
+		out = append(out, w)
+	}
+	return out
 }
 
 // conditions are those of fleet.Host.Condition that a host can stay in.

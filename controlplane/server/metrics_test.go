@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -139,6 +141,74 @@ func TestMetricsOfTrouble(t *testing.T) {
 	}
 	if value(t, all, "footplate_halted", "node", "n1") != 1 {
 		t.Error("it is not said that the node has halted")
+	}
+}
+
+// TestMetricsOfSinks: how much waits for each sink, and for how long.
+func TestMetricsOfSinks(t *testing.T) {
+	w := fleetOf(t, 1)
+	n := w.nodes[0]
+	w.log(catalog.SinkOpen, catalog.SinkArgs{Sink: "slack"})
+	series := func(what, sink string) float64 {
+		return value(t, scrape(t, n), "footplate_"+what, "node", "n1", "sink", sink)
+	}
+	if got := series("outbox_lag_seconds", "slack"); got != 0 {
+		t.Errorf("nothing waits, and the lag is %v s", got)
+	}
+	w.log(catalog.OutboxDeliver, catalog.OutboxDeliverArgs{Upto: w.view.Load().Parcel})
+	v := w.view.Load()
+	s, _ := v.Sinks.Get("slack")
+	pending := v.Line - s.Sent
+	first, _ := v.Channel.Get(fleet.EntryNo(s.Sent + 1))
+	if pending == 0 || first.N == 0 {
+		t.Fatalf("no line waits: %+v", s)
+	}
+	if got := waiting(first.At.Add(90*fleet.Second), v); len(got) != 1 || got[0] != (Waiting{Sink: "slack", Count: pending, For: 90 * fleet.Second}) {
+		t.Errorf("90 s after the oldest line: %+v", got)
+	}
+	if got := series("outbox_pending", "slack"); got != float64(pending) {
+		t.Errorf("%v lines wait, not %d", got, pending)
+	}
+	w.log(catalog.SinkFailing, catalog.SinkArgs{Sink: "slack", Why: "away"})
+	if got := series("sink_failing", "slack"); got != 1 {
+		t.Error("that it fails is not said")
+	}
+	n.server.cfg.Shared = func() (Waiting, bool) {
+		return Waiting{Sink: "postgres", Count: 7, For: 3 * fleet.Second, Failing: true}, true
+	}
+	for what, want := range map[string]float64{"outbox_pending": 7, "outbox_lag_seconds": 3, "sink_failing": 1} {
+		if got := series(what, "postgres"); got != want {
+			t.Errorf("%s of postgres is %v, not %v", what, got, want)
+		}
+	}
+}
+
+// TestMetricsAreDocumented compares what is served with the table in
+// OPERATIONS.md.
+func TestMetricsAreDocumented(t *testing.T) {
+	w := fleetOf(t, 1)
+	w.log(catalog.SinkOpen, catalog.SinkArgs{Sink: "slack"})
+	doc, err := os.ReadFile("../../OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(map[string]bool)
+	for _, m := range regexp.MustCompile("(?m)^\\| `(footplate_[a-z_]+)").FindAllStringSubmatch(string(doc), -1) {
+		told[m[1]] = true
+	}
+	n := w.nodes[0]
+	n.do("viewer", "pool scale linux 2", api.Request{}) // a request, and a refusal
+	n.server.metrics.beats.WithLabelValues("true").Inc()
+	served := scrape(t, n)
+	for name := range served {
+		if strings.HasPrefix(name, "footplate_") && !told[name] {
+			t.Errorf("%s is not in OPERATIONS.md", name)
+		}
+	}
+	for name := range told {
+		if served[name] == nil {
+			t.Errorf("%s is in OPERATIONS.md, and is not served", name)
+		}
 	}
 }
 

@@ -104,9 +104,9 @@ type Config struct {
 	ReadLogs func(id fleet.AttemptID, from int) []api.Chunk
 	// Entries returns audit entries that this node holds, both ends included.
 	Entries func(ctx context.Context, from, to fleet.EntryNo) ([]fleet.Entry, error)
-	// Shared says how many entries wait to be delivered to the shared archive, and
-	// whether it takes them; ok is false when this node does not deliver. Optional.
-	Shared func() (behind uint64, failing, ok bool)
+	// Shared says what waits to be delivered to the shared archive; ok is false
+	// when this node does not deliver. Optional.
+	Shared func() (w Waiting, ok bool)
 	// ArchiveErr says what keeps the audit archive from writing, nil when nothing
 	// does. Optional.
 	ArchiveErr func() error
