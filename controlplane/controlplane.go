@@ -147,6 +147,7 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.machine = newMachine(n.ops, skip, n.archive.Append)
 	n.ear = newEar(cfg.Node)
 	n.peers = newPeers(cfg, n.cfg.Cluster, n.nodes, n.log)
+	n.peers.catalog, n.machine.fits = n.ops.Fingerprint(), n.peers.fits
 	rc := replica.Config{
 		NodeID: cfg.Node, Cluster: replica.Cluster{ID: n.cfg.Cluster, Epoch: 1},
 		Dir: cfg.Dir, RaftAddr: cfg.Raft, Advertise: cfg.RaftAdvertise, Machine: n.machine, Log: cfg.Log, Via: "node/" + cfg.Version,

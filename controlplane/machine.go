@@ -27,6 +27,9 @@ type machine struct {
 	ops    *op.Registry
 	skip   map[uint64][]int    // commands to step over, by log index
 	append func([]fleet.Entry) // to the archive
+	// fits says why a command must not be logged yet, when a node would halt at
+	// it; nil when there are no other nodes.
+	fits func(*state.Command) *fleet.Error
 
 	st   *state.State // owned by the goroutine that applies
 	view atomic.Pointer[state.View]
@@ -145,8 +148,8 @@ func (m *machine) Restore(r io.Reader) error {
 }
 
 // Try runs commands on a copy of the state before they are proposed: one that
-// panics is refused at the door. What merely fails may be proposed: its failure
-// is recorded.
+// panics, or that is newer than the slowest node, is refused at the door. What
+// merely fails may be proposed: its failure is recorded.
 func (m *machine) Try(at fleet.Time, commands []state.Command) []error {
 	var errs []error
 	var st *state.State
@@ -173,6 +176,11 @@ func (m *machine) tryOne(st *state.State, c *state.Command) (err error) {
 				WithHint("this is a defect of footplate; the log of the leader has the details")
 		}
 	}()
+	if m.fits != nil {
+		if no := m.fits(c); no != nil {
+			return no
+		}
+	}
 	if err := m.ops.Rehearse(st, c); err != nil {
 		return fleet.Internalf("%s was refused at the door: %s", c.Op, err)
 	}

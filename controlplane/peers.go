@@ -12,9 +12,11 @@ import (
 	"sort"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/controlplane/state"
 	"footplate/fleet"
 )
 
@@ -33,9 +35,14 @@ type peers struct {
 	http    *http.Client
 	nodes   func() []api.NodeAddr // all, this one included
 	log     *slog.Logger
+	catalog string // names the operations that this node knows
 
 	mu    sync.Mutex
 	known map[fleet.NodeID]peer
+	other map[string]api.Operations // of catalogs that are not ours, by their names
+	// differ are the nodes that know other operations than this one, as they were
+	// last heard; nil when there are none, as nearly always.
+	differ atomic.Pointer[[]differing]
 }
 
 // peer is what is known of another node.
@@ -45,6 +52,13 @@ type peer struct {
 	at     time.Time
 }
 
+// differing is a node that knows other operations than this one.
+type differing struct {
+	node    fleet.NodeID
+	version string
+	knows   api.Operations
+}
+
 func newPeers(cfg Config, cluster string, nodes func() []api.NodeAddr, log *slog.Logger) *peers {
 	transport := &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
 	if cfg.TLS != nil {
@@ -52,7 +66,7 @@ func newPeers(cfg Config, cluster string, nodes func() []api.NodeAddr, log *slog
 	}
 	return &peers{
 		self: cfg.Node, cluster: cluster, token: cfg.NodeToken, nodes: nodes, log: log,
-		http: &http.Client{Transport: transport}, known: make(map[fleet.NodeID]peer),
+		http: &http.Client{Transport: transport}, known: make(map[fleet.NodeID]peer), other: make(map[string]api.Operations),
 	}
 }
 
@@ -99,6 +113,55 @@ func (p *peers) ask(ctx context.Context, n api.NodeAddr) {
 	p.mu.Lock()
 	p.known[n.Node] = peer{st, st.Wall.Sub(fleet.TimeOf(middle)), time.Now()}
 	p.mu.Unlock()
+	p.compare(ctx, n, st.Catalog)
+}
+
+// compare notes which nodes know other operations than this one, and learns
+// which those are when it hears of them for the first time.
+func (p *peers) compare(ctx context.Context, n api.NodeAddr, catalog string) {
+	p.mu.Lock()
+	_, have := p.other[catalog]
+	p.mu.Unlock()
+	if catalog != p.catalog && !have {
+		var knows api.Operations
+		if err := p.call(ctx, http.MethodGet, n, "/v1/peer.operations", nil, &knows); err != nil {
+			p.log.Debug("a node does not say what it knows", "peer", n.Node, "err", err)
+			return
+		}
+		p.mu.Lock()
+		p.other[catalog] = knows
+		p.mu.Unlock()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var differ []differing
+	for _, o := range p.others() {
+		k := p.known[o.Node].status
+		if knows, ok := p.other[k.Catalog]; ok && k.Catalog != p.catalog {
+			differ = append(differ, differing{o.Node, k.Version, knows})
+		}
+	}
+	if differ == nil {
+		p.differ.Store(nil)
+		return
+	}
+	p.differ.Store(&differ)
+}
+
+// fits refuses a command that another node does not know: it would halt there. A
+// node that is away counts as it was last heard.
+func (p *peers) fits(c *state.Command) *fleet.Error {
+	differ := p.differ.Load()
+	if differ == nil {
+		return nil
+	}
+	for _, d := range *differ {
+		if known := d.knows[c.Op]; known < c.Ver {
+			return fleet.Conflictf("node %q (%s) does not know %q as this version means it, and would halt: nothing was done", d.node, d.version, c.Op).
+				WithHint("upgrade every node first: footplate cluster status shows their versions")
+		}
+	}
+	return nil
 }
 
 // fresh returns what is known of the other nodes and not too old.

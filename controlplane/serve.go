@@ -76,12 +76,8 @@ func (n *Node) serverConfig() server.Config {
 // status is what this node tells the others of itself.
 func (n *Node) status() api.PeerStatus {
 	st := n.replica.Status()
-	known := uint64(0)
-	for _, o := range n.ops.Ops() {
-		known += uint64(o.Version())
-	}
 	return api.PeerStatus{
-		Node: n.cfg.Node, Cluster: n.cfg.Cluster, Version: n.cfg.Version, Catalog: known,
+		Node: n.cfg.Node, Cluster: n.cfg.Cluster, Version: n.cfg.Version, Catalog: n.ops.Fingerprint(),
 		Role: string(st.Role), Term: st.Term, Applied: st.Applied, Archive: n.archive.Last(),
 		Wall: fleet.TimeOf(time.Now()), Digests: n.machine.Digests(),
 	}

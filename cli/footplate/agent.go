@@ -73,6 +73,7 @@ pass through the parents of --dir.`,
 			if cfg.Token, err = readSecret(tokenFile, false); err != nil {
 				return err
 			}
+			cfg.TokenFile = tokenFile
 		}
 		if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 			return badFlag("dir", cfg.Dir, "a directory")

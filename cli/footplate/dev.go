@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 
 	"footplate/cli"
 	"footplate/controlplane/catalog"
+	"footplate/controlplane/certs"
 	"footplate/controlplane/client"
 	"footplate/controlplane/op"
 	"footplate/fleet"
@@ -33,7 +35,8 @@ func devCommand() *cobra.Command {
 	c := &cobra.Command{
 		Long: `Everything on one machine, with nothing to install: a control plane of real
 processes that may be killed, a pool "local" whose hosts are processes too, an org
-"demo", and a token. Ends with Ctrl-C; a node that dies is started again.`,
+"demo", and a token. Ends with Ctrl-C; a node that dies is started again. The nodes take
+Slack and the shared archive from the environment, as footplate server does.`,
 		Args: cobra.NoArgs,
 	}
 	f := c.Flags()
@@ -42,6 +45,7 @@ processes that may be killed, a pool "local" whose hosts are processes too, an o
 	f.IntVar(&d.slots, "slots", 2, "tasks at once on each host")
 	f.StringVar(&d.data, "data", "", "keep the data in this directory; a temporary one when left out")
 	f.StringVar(&d.listen, "listen", "127.0.0.1:4600", "address of the first node; the others have the ports after it, Raft those 100 on")
+	f.BoolVar(&d.tls, "tls", false, "with TLS, by certificates that it makes in its data")
 	f.DurationVar(&d.restart, "restart-after", 2*time.Second, "how long a node that died stays away")
 	f.StringVar(&d.fence, "fence-after", "30s", "of the pool: a host silent for this long has ended its tasks")
 	f.StringVar(&d.suspect, "suspect-after", "10s", "of the pool: a host silent for this long gets no new work")
@@ -53,6 +57,7 @@ type dev struct {
 	nodes, hosts, slots          int
 	data, listen, fence, suspect string
 	restart                      time.Duration
+	tls                          bool
 	out                          io.Writer
 
 	host    string
@@ -110,6 +115,11 @@ func (d *dev) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if d.tls {
+		if err := d.certify(); err != nil {
+			return err
+		}
+	}
 	for i := range d.nodes {
 		for _, a := range []string{d.apiAddr(i), d.raftAddr(i)} {
 			l, err := net.Listen("tcp", a)
@@ -142,7 +152,11 @@ func (d *dev) run(ctx context.Context) (err error) {
 	d.say("footplate dev: %s and %s are up after %s. Data is in %s.",
 		count(d.nodes, "node"), count(d.hosts, "host"), time.Since(started).Round(100*time.Millisecond), d.data)
 	d.say("")
-	d.say("export FOOTPLATE_ADDR=%s FOOTPLATE_TOKEN=%s", d.addrs(), d.secrets["admin"])
+	export := fmt.Sprintf("export FOOTPLATE_ADDR=%s FOOTPLATE_TOKEN=%s", d.addrs(), d.secrets["admin"])
+	if d.tls {
+		export += " FOOTPLATE_CA=" + d.authority()
+	}
+	d.say("%s", export)
 	d.say("")
 	d.say("In another terminal, with that line in it:")
 	d.say("  footplate build submit --org demo --pool local --run 'echo hello from $(hostname)' --follow")
@@ -171,9 +185,29 @@ func (d *dev) secretFile(name string) string {
 func (d *dev) addrs() string {
 	var out []string
 	for i := range d.nodes {
-		out = append(out, "http://"+d.apiAddr(i))
+		out = append(out, d.url(i))
 	}
 	return strings.Join(out, ",")
+}
+
+func (d *dev) url(i int) string {
+	if d.tls {
+		return "https://" + d.apiAddr(i)
+	}
+	return "http://" + d.apiAddr(i)
+}
+
+func (d *dev) certsDir() string  { return filepath.Join(d.data, "tls") }
+func (d *dev) authority() string { return filepath.Join(d.certsDir(), "ca.pem") }
+
+// certify makes the certificates of the nodes, or renews them.
+func (d *dev) certify() error {
+	nodes := make(map[string][]string)
+	for i := range d.nodes {
+		nodes[fmt.Sprintf("n%d", i+1)] = []string{d.host}
+	}
+	_, err := certs.Init(d.certsDir(), nodes, time.Now())
+	return err
 }
 
 // lock makes sure that one dev at a time uses the data.
@@ -240,7 +274,10 @@ func (d *dev) runNode(ctx context.Context, i int, name string) error {
 	if i == 0 {
 		args = append(args, "--bootstrap", "--admin-token-file", d.secretFile("admin"))
 	} else {
-		args = append(args, "--join", "http://"+d.apiAddr(0))
+		args = append(args, "--join", d.url(0))
+	}
+	if d.tls {
+		args = append(args, "--tls", filepath.Join(d.certsDir(), name))
 	}
 	cmd := exec.Command(exe, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
@@ -279,9 +316,15 @@ func (d *dev) runNode(ctx context.Context, i int, name string) error {
 func (d *dev) prepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	c, err := client.New(client.Config{
-		Addrs: strings.Split(d.addrs(), ","), Token: d.secrets["admin"], Via: "dev/" + cli.Version,
-	})
+	cfg := client.Config{Addrs: strings.Split(d.addrs(), ","), Token: d.secrets["admin"], Via: "dev/" + cli.Version}
+	if d.tls {
+		trust, err := certs.OpenAuthority(d.authority(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		cfg.Dial = trust.Dial
+	}
+	c, err := client.New(cfg)
 	if err != nil {
 		return err
 	}

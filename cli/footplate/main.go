@@ -33,6 +33,7 @@ func main() {
 		cli.Command{Name: "server", Short: "run a node of the control plane", Make: serverCommand},
 		cli.Command{Name: "bot", Short: "run the chat in Slack, by itself", Make: botCommand},
 		cli.Command{Name: "tls", Short: "make the certificates of a cluster", Make: tlsCommand},
+		cli.Command{Name: "postgres", Short: "make the tables of the shared archive", Make: postgresCommand},
 		cli.Command{Name: "agent", Short: "run the agent of a CI host", Make: agentCommand},
 	))
 }

@@ -16,6 +16,7 @@ import (
 	"footplate/cli"
 	"footplate/controlplane"
 	"footplate/controlplane/certs"
+	"footplate/controlplane/replica"
 	"footplate/fleet"
 	"footplate/fleet/provider"
 	localhosts "footplate/fleet/provider/local"
@@ -78,38 +79,47 @@ With --tls everything is encrypted, URLs begin with https://, and only who has a
 		if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 			return fleet.Invalidf("data directory: %s", err)
 		}
-		var err error
 		secret := func(file, name string, make bool) (string, error) {
 			if file == "" {
 				file = filepath.Join(cfg.Dir, "secrets", name)
 			}
 			return readSecret(file, make)
 		}
-		if cfg.NodeToken, err = secret(nodeToken, "node", cfg.Bootstrap); err != nil {
+		// Secrets are made once, with the cluster: --bootstrap stays in the command
+		// line, and a secret that was made later would be nobody's.
+		_, hasData, err := replica.ReadCluster(cfg.Dir)
+		if err != nil {
 			return err
 		}
-		cfg.AgentToken, err = secret(agentToken, "agent", cfg.Bootstrap)
-		if err != nil && (cfg.Bootstrap || local != "") {
+		begins := cfg.Bootstrap && !hasData
+		if cfg.NodeToken, err = secret(nodeToken, "node", begins); err != nil {
+			return err
+		}
+		cfg.AgentToken, err = secret(agentToken, "agent", begins)
+		if err != nil && (begins || local != "") {
 			return err
 		}
 		if cfg.Bootstrap {
-			adminSecret, err := secret(adminToken, "admin", true)
-			if err != nil {
-				return err
+			// A node that was killed while it began its cluster goes on with these.
+			for _, t := range []struct {
+				file, name string
+				token      fleet.Token
+			}{
+				{adminToken, "admin", fleet.Token{Name: "admin", Principal: "admin", Role: fleet.Admin}},
+				{agentToken, "agent", fleet.Token{Name: "agents", Principal: "agents", Role: fleet.Agent}},
+				{botToken, "bot", fleet.Token{Name: "bot", Principal: "bot", Role: fleet.Admin, Surface: "slack"}},
+			} {
+				s, err := secret(t.file, t.name, begins)
+				if err != nil && begins {
+					return err
+				}
+				if err == nil {
+					t.token.Hash = controlplane.TokenHash(s)
+					cfg.Tokens = append(cfg.Tokens, t.token)
+				}
 			}
-			cfg.Tokens = []fleet.Token{
-				{Name: "admin", Hash: controlplane.TokenHash(adminSecret), Principal: "admin", Role: fleet.Admin},
-				{Name: "agents", Hash: controlplane.TokenHash(cfg.AgentToken), Principal: "agents", Role: fleet.Agent},
-			}
-			bot, err := secret(botToken, "bot", true)
-			if err != nil {
-				return err
-			}
-			cfg.Tokens = append(cfg.Tokens, fleet.Token{
-				Name: "bot", Hash: controlplane.TokenHash(bot), Principal: "bot", Role: fleet.Admin, Surface: "slack",
-			})
 		}
-		cfg.Postgres = os.Getenv("FOOTPLATE_POSTGRES_URL")
+		cfg.Postgres = os.Getenv(envPostgres)
 		if cfg.Log, err = logger(); err != nil {
 			return err
 		}
@@ -156,6 +166,9 @@ With --tls everything is encrypted, URLs begin with https://, and only who has a
 			return taken(err)
 		}
 		cfg.Log.Info("node is up", "node", cfg.Node, "listen", n.Addr().String(), "raft", cfg.Raft, "version", cfg.Version)
+		if err := notifyReady(); err != nil {
+			cfg.Log.Warn("systemd was not told that the node is up", "err", err)
+		}
 		if chat == nil {
 			return n.Run(ctx)
 		}

@@ -214,7 +214,7 @@ type PeerStatus struct {
 	Node    fleet.NodeID  `json:"node"`
 	Cluster string        `json:"cluster"`
 	Version string        `json:"version"`
-	Catalog uint64        `json:"catalog"` // number of operations that it knows, summed over their versions
+	Catalog string        `json:"catalog"` // names the operations that it knows: the same on nodes that know the same
 	Role    string        `json:"role"`
 	Term    uint64        `json:"term"`
 	Applied uint64        `json:"applied"`
@@ -223,6 +223,10 @@ type PeerStatus struct {
 	// Digests are the newest digests that it has taken, oldest first.
 	Digests []Digest `json:"digests,omitempty"`
 }
+
+// Operations answers GET /v1/peer.operations: the version of each operation
+// that a node knows, by name.
+type Operations map[string]int
 
 // Digest is the hash of the state at an index of the log.
 type Digest struct {

@@ -281,7 +281,7 @@ func keepsAdmin(tx *state.Tx, going func(fleet.Principal) bool, token func(fleet
 // used; only the hash comes here.
 type AccessTokenCreateArgs struct {
 	Name      string          `json:"name" arg:"NAME" required:"true" help:"its name, for lists and for the record"`
-	Role      fleet.Role      `json:"role" flag:"role" required:"true" enum:"viewer,responder,operator,admin,agent" help:"what it lets its bearer do, at most"`
+	Role      fleet.Role      `json:"role" flag:"role" required:"true" enum:"viewer,responder,operator,admin,agent,system" help:"what it lets its bearer do, at most; system is for the nodes"`
 	Principal fleet.Principal `json:"principal,omitempty" flag:"principal" help:"who acts by it; its name when it is left out"`
 	Expires   fleet.Duration  `json:"expires" flag:"expires" default:"90d" help:"how long it is good for; 0 for ever"`
 	Scope     []string        `json:"scope,omitempty" flag:"scope" help:"an operation that it is good for, or a noun; all when it is left out"`
@@ -304,6 +304,9 @@ func (a AccessTokenCreateArgs) Validate() error {
 	if strings.Contains(string(a.Principal), ":") {
 		return fleet.Invalidf("principal %q is somebody on a surface; a token is for a name", a.Principal).
 			WithHint("footplate access grant gives somebody on a surface a role")
+	}
+	if a.Role == fleet.System && (a.Expires != 0 || a.Surface != "" || len(a.Scope) > 0) {
+		return fleet.Invalidf("a secret of the nodes has no scope and no surface, and must not end by itself").WithHint("--role system --expires 0")
 	}
 	if a.Once {
 		switch {

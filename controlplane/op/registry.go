@@ -30,6 +30,25 @@ func NewRegistry(ops ...*Op) *Registry {
 	return r
 }
 
+// Versions returns the version of each operation, by name.
+func (r *Registry) Versions() map[string]int {
+	out := make(map[string]int, len(r.ops))
+	for _, o := range r.ops {
+		out[o.Name] = o.Version()
+	}
+	return out
+}
+
+// Fingerprint names the operations with their versions: it is the same of
+// programs that know the same.
+func (r *Registry) Fingerprint() string {
+	h := sha256.New()
+	for _, o := range r.ops {
+		fmt.Fprintf(h, "%s %d\n", o.Name, o.Version())
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
 // Ops returns every operation, in the order of the catalog.
 func (r *Registry) Ops() []*Op { return r.ops }
 

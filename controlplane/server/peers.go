@@ -38,6 +38,13 @@ func (s *Server) peerStatus(w http.ResponseWriter, r *http.Request) error {
 	return s.reply(w, s.cfg.Status())
 }
 
+func (s *Server) peerOperations(w http.ResponseWriter, r *http.Request) error {
+	if err := s.peer(r, false); err != nil {
+		return err
+	}
+	return s.reply(w, api.Operations(s.cfg.Registry.Versions()))
+}
+
 // peerIndex is how far a node must have applied to have everything that was
 // acknowledged before it asked.
 type peerIndex struct {

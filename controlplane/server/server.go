@@ -321,6 +321,7 @@ func (s *Server) routes() {
 	only(http.MethodPost, "/v1/peer.join", s.peers, s.peerJoin)
 	only(http.MethodGet, "/v1/peer.logs", s.peers, s.peerLogs)
 	only(http.MethodGet, "/v1/peer.entries", s.peers, s.peerEntries)
+	only(http.MethodGet, "/v1/peer.operations", s.peers, s.peerOperations)
 
 	m.HandleFunc("/healthz", s.healthz)
 	m.HandleFunc("/readyz", s.readyz)

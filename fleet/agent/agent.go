@@ -45,10 +45,13 @@ type Config struct {
 	Slots  int            // 0 for the pool's
 	// Boot is the machine's boot id; the kernel's when empty. A machine that is
 	// less than a kernel, like a process of the local provider, has its own.
-	Boot    fleet.BootID
-	Addrs   []string // base URLs of nodes; one that answers is enough
-	Token   string   // the agents' shared one; not needed with a certificate
-	Cluster string   // id; a node is asked when it is empty
+	Boot  fleet.BootID
+	Addrs []string // base URLs of nodes; one that answers is enough
+	Token string   // the agents' shared one; not needed with a certificate
+	// TokenFile is read again when no node knows Token any more: so the secret can
+	// be changed while tasks run. Not read again when empty.
+	TokenFile string
+	Cluster   string // id; a node is asked when it is empty
 	// Dir holds what the agent keeps. Absolute; one agent at a time; TaskUser
 	// must be able to pass through its parents.
 	Dir string

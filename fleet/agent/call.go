@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +32,8 @@ const (
 // caller talks to nodes. Syncs, beats and logs have connections of their own:
 // a log that crawls must not hold up a beat.
 type caller struct {
-	token, cluster, via string
+	token                   text
+	tokenFile, cluster, via string
 
 	syncs, beats, logs *http.Client
 
@@ -70,9 +72,10 @@ func newCaller(c Config) *caller {
 		return &http.Client{Transport: t}
 	}
 	k := &caller{
-		token: c.Token, cluster: c.Cluster, via: "agent/" + c.Version,
+		tokenFile: c.TokenFile, cluster: c.Cluster, via: "agent/" + c.Version,
 		syncs: pool(2), beats: pool(1), logs: pool(4),
 	}
+	k.token.Store(c.Token)
 	// Not all agents of a fleet begin with the same node.
 	for _, b := range []byte(c.Host) {
 		k.node = (k.node*31 + int(b)) & 0xffff
@@ -187,14 +190,26 @@ func (k *caller) whichCluster(ctx context.Context, base string) (string, error) 
 	return answer.Cluster, nil
 }
 
+// readToken reads the token anew when the one that was sent is not known any
+// more: whoever changed it in the cluster has put the new one in the file before.
+func (k *caller) readToken(sent string) {
+	if k.tokenFile == "" || k.token.Load() != sent {
+		return
+	}
+	if b, err := os.ReadFile(k.tokenFile); err == nil && len(bytes.TrimSpace(b)) > 0 {
+		k.token.Store(string(bytes.TrimSpace(b)))
+	}
+}
+
 func (k *caller) send(ctx context.Context, c *http.Client, method, base, path string, body []byte, out any) error {
 	req, err := http.NewRequestWithContext(ctx, method, base+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if k.token != "" {
-		req.Header.Set("Authorization", "Bearer "+k.token)
+	token := k.token.Load()
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	req.Header.Set(api.HeaderVia, k.via)
 	// Whatever an agent says may be said twice: should the node have closed the
@@ -216,6 +231,9 @@ func (k *caller) send(ctx context.Context, c *http.Client, method, base, path st
 		return fmt.Errorf("read answer of %s: %w", base, err)
 	}
 	if resp.StatusCode/100 != 2 {
+		if resp.StatusCode == http.StatusUnauthorized {
+			k.readToken(token)
+		}
 		var p api.Problem
 		if json.Unmarshal(answer, &p) == nil && p.Code != "" {
 			return &fleet.Error{Code: p.Code, Msg: p.Detail, Hint: p.Hint}

@@ -9,6 +9,7 @@
 package slacktest
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -60,6 +61,7 @@ type Config struct {
 	// RequestURL takes slash commands, clicks and events over HTTP; without it
 	// they go over Socket Mode.
 	RequestURL string
+	Listen     string          // host:port; a free port of loopback when empty
 	AckWithin  time.Duration   // 3 s (docs)
 	Redeliver  []time.Duration // of events that were not acknowledged: at once, after 1 min, after 5 min (docs)
 	Ping       time.Duration   // between two pings of a socket: 5 s
@@ -152,7 +154,7 @@ func Start(cfg Config) (*Server, error) {
 	s.AddChannel(Channel{ID: "C0OPS", Name: "ops"})
 	s.AddChannel(Channel{ID: "C0SHARED", Name: "shared", External: true})
 	s.AddChannel(Channel{ID: "C0AWAY", Name: "away", Away: true})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", cmp.Or(cfg.Listen, "127.0.0.1:0"))
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

@@ -1,0 +1,22 @@
+package main
+
+import (
+	"net"
+	"os"
+)
+
+// notifyReady tells systemd, when it has started this process and asked to be
+// told, that the process is up: so "systemctl restart" returns when it is.
+func notifyReady() error {
+	at := os.Getenv("NOTIFY_SOCKET")
+	if at == "" {
+		return nil
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: at, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("READY=1"))
+	return err
+}
