@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -17,11 +18,14 @@ import (
 //	an attempt ends by AgentReport (the host's word) or AttemptLose (the leader's)
 //	a task waits again after a lost attempt; a build is finished when every task has an outcome
 
-// BuildPromoteArgs says how many builds of which org to promote: a rule, not a
-// list, so that the command stays small.
+// BuildPromoteArgs says how many builds of which org, and for which pool, to
+// promote: a rule, not a list, so that the command stays small. Without a pool
+// it means the next of all pools. What a pool has room for is the promote loop's
+// to decide; the plan is looked at once more when the command is applied.
 type BuildPromoteArgs struct {
-	Org   fleet.OrgName `json:"org"`
-	Count int           `json:"count"`
+	Org   fleet.OrgName  `json:"org"`
+	Pool  fleet.PoolName `json:"pool,omitempty"`
+	Count int            `json:"count"`
 }
 
 // BuildPromote moves builds from the first stage of the queue to the second.
@@ -33,31 +37,42 @@ var BuildPromote = op.Internal(op.Spec{
 		return op.Result{}, fleet.NotFoundf("there is no org %q", a.Org)
 	}
 	v := tx.View()
-	var next []fleet.BuildID
-	for q := range v.Queued.From(state.Queued{Org: a.Org, Priority: fleet.MaxPriority}) {
-		if q.Org != a.Org || len(next) == a.Count {
-			break
+	var next []state.Queued
+	for lane := range v.LanesOf(a.Org) {
+		if _, gated := v.Gated(fleet.GatePromotion, a.Org, lane.Pool); gated || a.Pool != "" && a.Pool != lane.Pool {
+			continue
 		}
-		b, _ := tx.Builds.Get(q.Build)
-		if _, gated := v.Gated(fleet.GatePromotion, b.Org, b.Pool); !gated {
-			next = append(next, q.Build)
+		n := 0
+		for q := range v.Behind(lane) {
+			if n == a.Count {
+				break
+			}
+			next = append(next, q)
+			n++
 		}
 	}
+	slices.SortFunc(next, inOrder)
+	next = next[:min(len(next), a.Count)]
 	using := v.SlotsOf(a.Org)
 	promoted := 0
-	for _, id := range next {
-		b, _ := tx.Builds.Get(id)
+	for _, q := range next {
+		b, _ := tx.Builds.Get(q.Build)
 		need := b.Unfinished()
 		if !queue.Fits(using, org.Slots, need) {
 			break
 		}
 		using += need
 		b.Stage, b.RunnableAt = fleet.StageRunnable, tx.At
-		tx.Builds.Put(id, b)
+		tx.Builds.Put(b.ID, b)
 		promoted++
 	}
 	return op.Result{Text: fmt.Sprintf("promoted %d", promoted), Quiet: true}, nil
 })
+
+// inOrder is the order in which the queued builds of one org leave.
+func inOrder(a, b state.Queued) int {
+	return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.Build, b.Build))
+}
 
 // Assignment gives one task to one host.
 type Assignment struct {

@@ -3,10 +3,12 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/queue"
 )
 
 // QueueStatus shows the queue.
@@ -27,6 +29,7 @@ var QueueStatus = op.Query(op.Spec{
 	for _, p := range v.Pools.All() {
 		row := QueuePool{Pool: p.Name, Waiting: v.DepthOf(p.Name)}
 		pr := poolRow(v, p)
+		row.Mark = queue.Room{Slots: pr.Slots}.Mark()
 		row.Slots, row.Used = pr.Slots, pr.Used
 		for w := range v.Waiting.From(state.Waiting{Pool: p.Name, Priority: fleet.MaxPriority}) {
 			if w.Pool != p.Name {
@@ -46,6 +49,46 @@ var QueueStatus = op.Query(op.Spec{
 	return d, nil
 })
 
+// Rooms says of each pool, in their order, how full the second stage is.
+func Rooms(v *state.View) []queue.Room {
+	rooms := make([]queue.Room, 0, v.Pools.Len())
+	for _, p := range v.Pools.All() {
+		rooms = append(rooms, room(v, p.Name))
+	}
+	for _, h := range v.Hosts.All() {
+		if i := slices.IndexFunc(rooms, func(r queue.Room) bool { return r.Pool == h.Pool }); i >= 0 && h.Schedulable() {
+			rooms[i].Slots += h.Slots
+		}
+	}
+	return rooms
+}
+
+// room counts what waits for a slot of pool.
+func room(v *state.View, pool fleet.PoolName) queue.Room {
+	r := queue.Room{Pool: pool, Waiting: v.DepthOf(pool)}
+	gates := false
+	for _, g := range v.Gates.All() {
+		gates = gates || g.Stage == fleet.GateDispatch && g.Until > v.Clock
+	}
+	if !gates {
+		return r
+	}
+	for w := range v.Waiting.From(state.Waiting{Pool: pool, Priority: fleet.MaxPriority}) {
+		if w.Pool != pool {
+			break
+		}
+		b, ok := v.Builds.Get(w.Build)
+		if !ok {
+			continue
+		}
+		if _, gated := v.Gated(fleet.GateDispatch, b.Org, b.Pool); gated {
+			r.Waiting--
+			r.Gated++
+		}
+	}
+	return r
+}
+
 // QueueDetail is the queue at a glance.
 type QueueDetail struct {
 	Queued       int            `json:"queued" help:"builds in the first stage"`
@@ -60,6 +103,7 @@ type QueueDetail struct {
 type QueuePool struct {
 	Pool    fleet.PoolName `json:"pool" col:"POOL" id:"true"`
 	Waiting int            `json:"waiting" col:"WAITING"`
+	Mark    int            `json:"mark" col:"MARK" help:"promotion to the pool stops when so many tasks wait"`
 	Oldest  fleet.Duration `json:"oldest" col:"OLDEST"`
 	Used    int            `json:"used" col:"USED"`
 	Slots   int            `json:"slots" col:"SLOTS"`

@@ -127,28 +127,87 @@ func whyQueued(env op.Env, b fleet.Build) string {
 	if p, ok := v.Paused(fleet.LoopPromote); ok && p.Until > env.Now {
 		return pauseWhy(p)
 	}
+	// What gates and pools that are shut hold back is passed by; room in the plan
+	// is kept for the first of it, as package queue says.
+	rooms := Rooms(v)
 	org, _ := v.Orgs.Get(b.Org)
-	before := 0
-	for q := range v.Queued.From(state.Queued{Org: b.Org, Priority: fleet.MaxPriority}) {
-		if q.Org != b.Org || q.Build == b.ID {
-			break
-		}
-		// What another gate holds back is passed by.
-		if other, ok := v.Builds.Get(q.Build); ok {
-			if _, gated := v.Gated(fleet.GatePromotion, other.Org, other.Pool); !gated {
+	before, using := 0, v.SlotsOf(b.Org)
+	this := state.Queued{Org: b.Org, Pool: b.Pool, Priority: b.Priority, Build: b.ID}
+	var shut []state.Queued
+	for lane := range v.LanesOf(b.Org) {
+		_, held := v.Gated(fleet.GatePromotion, b.Org, lane.Pool)
+		_, gated := v.Gated(fleet.GateDispatch, b.Org, lane.Pool)
+		i := slices.IndexFunc(rooms, func(r queue.Room) bool { return r.Pool == lane.Pool })
+		switch {
+		case held || i < 0:
+		case rooms[i].Open(gated):
+			for q := range v.Behind(lane) {
+				if inOrder(q, this) >= 0 {
+					break
+				}
 				before++
 			}
+		case lane.Pool == b.Pool:
+			return heldBack(v, b.Pool)
+		case rooms[i].Keeps(gated) && inOrder(lane, this) < 0:
+			shut = append(shut, lane)
 		}
 	}
-	using := v.SlotsOf(b.Org)
-	if before > 0 || !queue.Fits(using, org.Slots, b.Unfinished()) {
-		s := fmt.Sprintf("org %q uses %d of the %d slots of its plan", b.Org, using, org.Slots) + stuckWords(v, b.Org)
+	kept := ""
+	need := b.Unfinished()
+	if len(shut) > 0 {
+		first, _ := v.Builds.Get(slices.MinFunc(shut, inOrder).Build)
+		need += first.Unfinished()
+		kept = fmt.Sprintf("; %s kept for build %d, which is before this one and waits for pool %q",
+			plural(first.Unfinished(), "is", "are"), first.ID, first.Pool)
+	}
+	if before > 0 || !queue.Fits(using, org.Slots, need) {
+		s := fmt.Sprintf("org %q uses %d of the %d slots of its plan", b.Org, using, org.Slots) + stuckWords(v, b.Org) + kept
 		if before > 0 {
 			s += fmt.Sprintf(", and %s of it %s before this one", count(before, "build"), isAre(before))
 		}
 		return s
 	}
 	return "it will be promoted in a moment"
+}
+
+// heldBack says why nothing is promoted to a pool: as many tasks wait for a slot
+// of it as it may have waiting.
+func heldBack(v *state.View, name fleet.PoolName) string {
+	pool, _ := v.Pools.Get(name)
+	row := poolRow(v, pool)
+	tasks := plural(row.Waiting, "task waits", "tasks wait")
+	if row.Slots > 0 {
+		return fmt.Sprintf("held back: pool %q has %s, and %s for one already; it is promoted when fewer than %d do",
+			name, count(row.Slots, "slot"), tasks, queue.Room{Slots: row.Slots}.Mark())
+	}
+	s := fmt.Sprintf("held back: %s", noHost(pool, row))
+	if row.Waiting > 0 {
+		s += fmt.Sprintf(", and %s for a slot already", tasks)
+	}
+	switch {
+	case row.Booting+row.Away > 0:
+	case pool.Provider == "none":
+		s += fmt.Sprintf("; start an agent with --pool %s", name)
+	case pool.Size == 0:
+		s += fmt.Sprintf("; \"pool scale %s 1\" gives it one", name)
+	}
+	return s
+}
+
+// noHost says why a pool has no host that takes work.
+func noHost(pool fleet.Pool, row PoolRow) string {
+	switch {
+	case row.Booting > 0:
+		return fmt.Sprintf("%s of pool %q %s booting and none is ready", count(row.Booting, "host"), pool.Name, isAre(row.Booting))
+	case row.Away > 0:
+		s := fmt.Sprintf("pool %q has no ready host: %s cordoned, draining, suspect or lost", pool.Name, plural(row.Away, "is", "are"))
+		if pool.HeldAt != 0 {
+			s += "; " + heldWords(pool)
+		}
+		return s
+	}
+	return fmt.Sprintf("pool %q has no hosts (%d wanted)", pool.Name, pool.Size)
 }
 
 // stuckWords names the pools in which builds of org hold slots of its plan and
@@ -196,16 +255,8 @@ func whyWaiting(env op.Env, b fleet.Build) string {
 	pool, _ := v.Pools.Get(b.Pool)
 	row := poolRow(v, pool)
 	switch {
-	case row.Ready == 0 && row.Booting > 0:
-		return fmt.Sprintf("%s of pool %q %s booting and none is ready", count(row.Booting, "host"), b.Pool, isAre(row.Booting))
-	case row.Ready == 0 && row.Away > 0:
-		s := fmt.Sprintf("pool %q has no ready host: %s cordoned, draining, suspect or lost", b.Pool, plural(row.Away, "is", "are"))
-		if pool.HeldAt != 0 {
-			s += "; " + heldWords(pool)
-		}
-		return s
 	case row.Ready == 0:
-		return fmt.Sprintf("pool %q has no hosts (%d wanted)", b.Pool, pool.Size)
+		return noHost(pool, row)
 	case freeSlots(v, b.Pool) == 0:
 		return fmt.Sprintf("all %s of pool %q are taken, and %s for one", count(row.Slots, "slot"), b.Pool, plural(row.Waiting, "task waits", "tasks wait"))
 	}

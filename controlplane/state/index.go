@@ -33,15 +33,18 @@ func (s Set[T]) From(t T) iter.Seq[T] {
 // Len returns the number of members.
 func (s Set[T]) Len() int { return s.t.Len() }
 
-// Queued is a build that waits in the first stage.
+// Queued is a build that waits in the first stage, in its lane: builds of one
+// org for one pool, which leave it in their order.
 type Queued struct {
 	Org      fleet.OrgName
+	Pool     fleet.PoolName
 	Priority int
 	Build    fleet.BuildID
 }
 
 func compareQueued(a, b Queued) int {
-	return cmp.Or(cmp.Compare(a.Org, b.Org), cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.Build, b.Build))
+	return cmp.Or(cmp.Compare(a.Org, b.Org), cmp.Compare(a.Pool, b.Pool),
+		cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.Build, b.Build))
 }
 
 // Waiting is a task that waits for a slot.
@@ -85,6 +88,7 @@ type derived struct {
 	Finished Set[Finished]                   // by the time of their end, oldest first
 	Held     Set[fleet.BuildID]              // exclusive builds that wait for proof of an attempt's end
 	Using    *btree.Map[fleet.OrgName, int]  // slots that an org's promoted builds need
+	Share    *btree.Map[string, int]         // the same, by org and pool: see share
 	Depth    *btree.Map[fleet.PoolName, int] // tasks that wait for a slot, by pool
 }
 
@@ -92,7 +96,7 @@ func newDerived() derived {
 	return derived{
 		Queued: newSet(compareQueued), Waiting: newSet(compareWaiting), Running: newSet(compareRunning),
 		Finished: newSet(compareFinished), Held: newSet(cmp.Compare[fleet.BuildID]),
-		Using: new(btree.Map[fleet.OrgName, int]), Depth: new(btree.Map[fleet.PoolName, int]),
+		Using: new(btree.Map[fleet.OrgName, int]), Share: new(btree.Map[string, int]), Depth: new(btree.Map[fleet.PoolName, int]),
 	}
 }
 
@@ -100,7 +104,7 @@ func (d *derived) copy() derived {
 	return derived{
 		Queued: Set[Queued]{d.Queued.t.Copy()}, Waiting: Set[Waiting]{d.Waiting.t.Copy()},
 		Running: Set[Running]{d.Running.t.Copy()}, Finished: Set[Finished]{d.Finished.t.Copy()},
-		Held: Set[fleet.BuildID]{d.Held.t.Copy()}, Using: d.Using.Copy(), Depth: d.Depth.Copy(),
+		Held: Set[fleet.BuildID]{d.Held.t.Copy()}, Using: d.Using.Copy(), Share: d.Share.Copy(), Depth: d.Depth.Copy(),
 	}
 }
 
@@ -117,7 +121,7 @@ func (d *derived) build(old, now *fleet.Build) {
 func (d *derived) count(b *fleet.Build, sign int) {
 	switch b.Stage {
 	case fleet.StageQueued:
-		member(d.Queued, Queued{b.Org, b.Priority, b.ID}, sign > 0)
+		member(d.Queued, Queued{b.Org, b.Pool, b.Priority, b.ID}, sign > 0)
 	case fleet.StageFinished:
 		member(d.Finished, Finished{b.FinishedAt, b.ID}, sign > 0)
 	case fleet.StageRunnable:
@@ -136,6 +140,7 @@ func (d *derived) count(b *fleet.Build, sign int) {
 			member(d.Held, b.ID, sign > 0)
 		}
 		add(d.Using, b.Org, sign*using)
+		add(d.Share, share(b.Org, b.Pool), sign*using)
 		add(d.Depth, b.Pool, sign*depth)
 	}
 }
@@ -157,6 +162,9 @@ func member[T any](s Set[T], t T, in bool) {
 		s.t.Delete(t)
 	}
 }
+
+// share is the key of what an org uses of a pool.
+func share(org fleet.OrgName, pool fleet.PoolName) string { return string(org) + " " + string(pool) }
 
 func add[K ~string](m *btree.Map[K, int], k K, n int) {
 	if n == 0 {

@@ -1,6 +1,10 @@
 package state
 
-import "footplate/fleet"
+import (
+	"iter"
+
+	"footplate/fleet"
+)
 
 // View is the state at one moment, for reading. It never changes; any number
 // of goroutines may read it.
@@ -134,6 +138,51 @@ func scratch[K key, R any](t *Table[K, R], rows Rows[K, R]) { t.s = rows.s.Copy(
 func (v *View) SlotsOf(org fleet.OrgName) int {
 	n, _ := v.derived.Using.Get(org)
 	return n
+}
+
+// SlotsIn returns the slots that org's promoted builds need in pool.
+func (v *View) SlotsIn(org fleet.OrgName, pool fleet.PoolName) int {
+	n, _ := v.derived.Share.Get(share(org, pool))
+	return n
+}
+
+// Lanes yields the first build of every lane, in order: what is behind it need
+// not be looked at when it cannot leave.
+func (v *View) Lanes() iter.Seq[Queued] {
+	return func(yield func(Queued) bool) { v.lanes(Queued{Priority: fleet.MaxPriority}, yield) }
+}
+
+// LanesOf yields the first build of every lane of org.
+func (v *View) LanesOf(org fleet.OrgName) iter.Seq[Queued] {
+	return func(yield func(Queued) bool) {
+		v.lanes(Queued{Org: org, Priority: fleet.MaxPriority}, func(q Queued) bool { return q.Org == org && yield(q) })
+	}
+}
+
+func (v *View) lanes(from Queued, yield func(Queued) bool) {
+	for {
+		var first Queued
+		for q := range v.Queued.From(from) {
+			first = q
+			break
+		}
+		if first.Build == 0 || !yield(first) {
+			return
+		}
+		// Behind the last that the lane can have.
+		from = Queued{Org: first.Org, Pool: first.Pool, Priority: -fleet.MaxPriority - 1}
+	}
+}
+
+// Behind yields first and what is behind it in its lane.
+func (v *View) Behind(first Queued) iter.Seq[Queued] {
+	return func(yield func(Queued) bool) {
+		for q := range v.Queued.From(first) {
+			if q.Org != first.Org || q.Pool != first.Pool || !yield(q) {
+				return
+			}
+		}
+	}
 }
 
 // DepthOf returns the number of tasks that wait for a slot in pool.

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"footplate/fleet"
@@ -10,69 +11,97 @@ import (
 	"pgregory.net/rapid"
 )
 
-func items(tasks ...int) []Item {
-	var out []Item
-	for i, n := range tasks {
-		out = append(out, Item{fleet.BuildID(i + 1), n})
-	}
-	return out
-}
-
-func TestPromote(t *testing.T) {
-	for _, row := range []struct {
-		name string
-		orgs []OrgDemand
-		most int
-		want []Promotion
-	}{
-		{"as far as the plan goes", []OrgDemand{{"acme", 1, 3, 1, items(1, 1, 1)}}, 10, []Promotion{{"acme", 2}}},
-		{"a wide build stops those behind it", []OrgDemand{{"acme", 1, 4, 2, items(1, 3, 1)}}, 10, []Promotion{{"acme", 1}}},
-		{"a blocked org stops no other", []OrgDemand{{"acme", 1, 1, 1, items(1)}, {"beta", 1, 1, 0, items(1)}}, 10, []Promotion{{"beta", 1}}},
-		{"wider than the plan, alone", []OrgDemand{{"acme", 1, 2, 0, items(5, 1)}}, 10, []Promotion{{"acme", 1}}},
-		{"wider than the plan, not alone", []OrgDemand{{"acme", 1, 2, 1, items(5)}}, 10, nil},
-		{"no plan", []OrgDemand{{"acme", 1, 0, 0, items(1)}}, 10, nil},
-		{"by share", []OrgDemand{{"acme", 1, 9, 0, items(1, 1, 1, 1, 1, 1)}, {"beta", 2, 9, 0, items(1, 1, 1, 1, 1, 1)}}, 6,
-			[]Promotion{{"acme", 2}, {"beta", 4}}},
-		{"the one that uses least first", []OrgDemand{{"acme", 1, 9, 5, items(1, 1)}, {"beta", 1, 9, 0, items(1, 1)}}, 2, []Promotion{{"beta", 2}}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			if diff := cmp.Diff(row.want, Promote(row.orgs, row.most)); diff != "" {
-				t.Error(diff)
-			}
-		})
-	}
-}
-
-func TestPromoteKeepsPlansAndWastesNothing(t *testing.T) {
+func TestPromoteKeepsPlansAndMarksAndWastesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var orgs []OrgDemand
-		for i := range rapid.IntRange(1, 5).Draw(t, "orgs") {
-			orgs = append(orgs, OrgDemand{
-				Org: fleet.OrgName(fmt.Sprintf("o%d", i)), Weight: rapid.IntRange(1, 3).Draw(t, "weight"),
-				Slots: rapid.IntRange(0, 12).Draw(t, "slots"), Using: rapid.IntRange(0, 12).Draw(t, "using"),
-				Queued: items(rapid.SliceOfN(rapid.IntRange(1, 6), 0, 8).Draw(t, "tasks")...),
+		var rooms []Room
+		for _, p := range []fleet.PoolName{"linux", "mac", "nowhere"} {
+			rooms = append(rooms, Room{
+				Pool: p, Slots: rapid.IntRange(0, 6).Draw(t, "slots of a pool"),
+				Waiting: rapid.IntRange(0, 4).Draw(t, "waiting"), Gated: rapid.IntRange(0, 2).Draw(t, "gated"),
 			})
 		}
+		var orgs []OrgDemand
+		build := fleet.BuildID(1)
+		for i := range rapid.IntRange(1, 5).Draw(t, "orgs") {
+			o := OrgDemand{
+				Org: fleet.OrgName(fmt.Sprintf("o%d", i)), Weight: rapid.IntRange(1, 3).Draw(t, "weight"),
+				Slots: rapid.IntRange(0, 12).Draw(t, "slots"), Using: rapid.IntRange(0, 12).Draw(t, "using"),
+			}
+			for _, r := range rooms {
+				l := Lane{Pool: r.Pool, Gated: rapid.Bool().Draw(t, "held"), Using: rapid.IntRange(0, 3).Draw(t, "using there")}
+				for range rapid.IntRange(0, 5).Draw(t, "builds") {
+					l.Queued = append(l.Queued, Item{Build: build, Tasks: rapid.IntRange(1, 6).Draw(t, "tasks")})
+					build++
+				}
+				o.Lanes = append(o.Lanes, l)
+			}
+			orgs = append(orgs, o)
+		}
 		most := rapid.IntRange(0, 20).Draw(t, "most")
-		counts := map[fleet.OrgName]int{}
+		got := Promote(orgs, rooms, most)
 		total := 0
-		for _, p := range Promote(orgs, most) {
-			counts[p.Org] = p.Count
+		widest := make([]int, len(rooms)) // that was promoted: the mark is overshot by less
+		after := slices.Clone(rooms)
+		for _, p := range got {
 			total += p.Count
+			o := &orgs[slices.IndexFunc(orgs, func(o OrgDemand) bool { return o.Org == p.Org })]
+			k := slices.IndexFunc(rooms, func(r Room) bool { return r.Pool == p.Pool })
+			l := &o.Lanes[k]
+			for _, it := range l.Queued[:p.Count] {
+				if o.Using > 0 && o.Using+it.Tasks > o.Slots || o.Slots == 0 {
+					t.Fatalf("%s: build %d does not fit the plan", o.Org, it.Build)
+				}
+				o.Using += it.Tasks
+				widest[k] = max(widest[k], it.Tasks)
+				if l.Gated {
+					after[k].Gated += it.Tasks
+				} else {
+					after[k].Waiting += it.Tasks
+				}
+			}
+			l.Queued = l.Queued[p.Count:]
 		}
 		if total > most {
 			t.Fatalf("promoted %d of at most %d", total, most)
 		}
-		for _, o := range orgs {
-			using := o.Using
-			for _, it := range o.Queued[:counts[o.Org]] {
-				if !Fits(using, o.Slots, it.Tasks) {
-					t.Fatalf("%s: build %d does not fit", o.Org, it.Build)
-				}
-				using += it.Tasks
+		for k, r := range after {
+			if grown := r.Waiting - rooms[k].Waiting; grown > 0 && r.Waiting >= r.Mark()+widest[k] {
+				t.Fatalf("pool %s: %d tasks wait; its mark is %d", r.Pool, r.Waiting, r.Mark())
 			}
-			if rest := o.Queued[counts[o.Org]:]; total < most && len(rest) > 0 && Fits(using, o.Slots, rest[0].Tasks) {
-				t.Fatalf("%s: build %d was left behind", o.Org, rest[0].Build)
+			if grown := r.Gated - rooms[k].Gated; grown > 0 && rooms[k].Waiting+r.Gated >= r.Mark()+widest[k] {
+				t.Fatalf("pool %s: %d and %d tasks wait; its mark is %d", r.Pool, rooms[k].Waiting, r.Gated, r.Mark())
+			}
+		}
+		if total == most || len(Promote(orgs, after, 1)) > 0 {
+			return // it is not over
+		}
+		// What is left behind: its pool is shut; or the first build of its org whose
+		// pool is not has no room in the plan, less what one build that a pool with
+		// slots is shut for may need.
+		for _, o := range orgs {
+			var first, shut *Item
+			for k, l := range o.Lanes {
+				if len(l.Queued) == 0 {
+					continue
+				}
+				switch it := &l.Queued[0]; {
+				case after[k].Open(l.Gated):
+					if first == nil || it.Build < first.Build {
+						first = it
+					}
+				case after[k].Slots > 0 && !l.Gated && (shut == nil || it.Build < shut.Build):
+					shut = it
+				}
+			}
+			if first == nil {
+				continue
+			}
+			kept := 0
+			if shut != nil && shut.Build < first.Build {
+				kept = shut.Tasks
+			}
+			if Fits(o.Using+kept, o.Slots, first.Tasks) {
+				t.Fatalf("%s: build %d was left behind", o.Org, first.Build)
 			}
 		}
 	})

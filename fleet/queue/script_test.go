@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,7 +15,11 @@ import (
 // TestScripts plays testdata/*.txt. The words are an operator's:
 //
 //	promote [most=N]           which queued builds become runnable?
-//	acme slots=8 weight=1 using=6 queued=1,3,1    (tasks of each build, the next first)
+//	pool mac slots=4 waiting=3 gated=1            (no pool named: "linux" with room for all)
+//	acme slots=8 weight=1 using=6 mac=2 queued=1,3,mac:1,1^5 gated=mac
+//
+// It uses 6 slots of its plan, 2 of them in mac. The last are the tasks of each build, the oldest first, with its pool, linux
+// when left out, and its priority; and the pools whose gate on dispatch is shut.
 //
 //	dispatch                   which waiting task gets which free slot?
 //	host linux-1 slots=2
@@ -59,38 +64,65 @@ func number(s string) int {
 
 func promoteScript(d *datadriven.TestData, most int) string {
 	var orgs []OrgDemand
+	var rooms []Room
 	next := fleet.BuildID(1)
 	for line := range strings.Lines(d.Input) {
 		alone, v := words(line)
-		o := OrgDemand{Org: fleet.OrgName(alone[0]), Weight: 1, Slots: number(v["slots"])}
-		if s, ok := v["weight"]; ok {
-			o.Weight = number(s)
-		}
-		if s, ok := v["using"]; ok {
-			o.Using = number(s)
-		}
-		for _, tasks := range strings.Split(v["queued"], ",") {
-			if tasks != "" {
-				o.Queued = append(o.Queued, Item{next, number(tasks)})
-				next++
+		or := func(name string, n int) int {
+			if s, ok := v[name]; ok {
+				return number(s)
 			}
+			return n
+		}
+		if alone[0] == "pool" {
+			rooms = append(rooms, Room{Pool: fleet.PoolName(alone[1]), Slots: or("slots", 0), Waiting: or("waiting", 0), Gated: or("gated", 0)})
+			continue
+		}
+		o := OrgDemand{Org: fleet.OrgName(alone[0]), Weight: or("weight", 1), Slots: number(v["slots"]), Using: or("using", 0)}
+		for _, s := range strings.Split(v["queued"], ",") {
+			if s == "" {
+				continue
+			}
+			it := Item{Build: next}
+			next++
+			pool := fleet.PoolName("linux")
+			if p, rest, ok := strings.Cut(s, ":"); ok {
+				pool, s = fleet.PoolName(p), rest
+			}
+			if rest, p, ok := strings.Cut(s, "^"); ok {
+				s, it.Priority = rest, number(p)
+			}
+			it.Tasks = number(s)
+			i := slices.IndexFunc(o.Lanes, func(l Lane) bool { return l.Pool == pool })
+			if i < 0 {
+				i = len(o.Lanes)
+				o.Lanes = append(o.Lanes, Lane{Pool: pool, Using: or(string(pool), o.Using), Gated: slices.Contains(strings.Split(v["gated"], ","), string(pool))})
+			}
+			o.Lanes[i].Queued = append(o.Lanes[i].Queued, it)
+		}
+		for _, l := range o.Lanes {
+			slices.SortStableFunc(l.Queued, func(a, b Item) int { return b.Priority - a.Priority })
 		}
 		orgs = append(orgs, o)
 	}
+	if len(rooms) == 0 {
+		rooms = []Room{{Pool: "linux", Slots: 1000}}
+	}
 	var b strings.Builder
-	for _, p := range Promote(orgs, most) {
-		for _, o := range orgs {
-			if o.Org != p.Org {
-				continue
-			}
-			var ids []string
-			using := o.Using
-			for _, it := range o.Queued[:p.Count] {
+	got := Promote(orgs, rooms, most)
+	for len(got) > 0 {
+		i := slices.IndexFunc(orgs, func(o OrgDemand) bool { return o.Org == got[0].Org })
+		var ids []string
+		using := orgs[i].Using
+		for len(got) > 0 && got[0].Org == orgs[i].Org {
+			k := slices.IndexFunc(orgs[i].Lanes, func(l Lane) bool { return l.Pool == got[0].Pool })
+			for _, it := range orgs[i].Lanes[k].Queued[:got[0].Count] {
 				ids = append(ids, it.Build.String())
 				using += it.Tasks
 			}
-			fmt.Fprintf(&b, "%s: build %s; now uses %d of %d slots\n", p.Org, strings.Join(ids, ", "), using, o.Slots)
+			got = got[1:]
 		}
+		fmt.Fprintf(&b, "%s: build %s; now uses %d of %d slots\n", orgs[i].Org, strings.Join(ids, ", "), using, orgs[i].Slots)
 	}
 	if b.Len() == 0 {
 		return "nothing\n"
