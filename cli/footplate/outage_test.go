@@ -498,12 +498,12 @@ func (o *outage) lastShown() fleet.EntryNo {
 // posted is what is in Slack.
 type posted struct {
 	posts  int
-	parts  []part
+	parts  []piece
 	newest fleet.EntryNo
 }
 
-// part is one line in a post, or a digest of many.
-type part struct {
+// piece is one line in a post, or a digest of many.
+type piece struct {
 	first, last fleet.EntryNo
 	lines       uint64 // of a digest
 }
@@ -521,11 +521,11 @@ func (o *outage) posted() posted {
 		}
 		n := len(out.parts)
 		for _, l := range strings.Split(m.Text, "\n") {
-			var p part
+			var p piece
 			if f := digestMark.FindStringSubmatch(l); f != nil {
-				p = part{number(f[2]), number(f[3]), uint64(number(f[1]))}
+				p = piece{number(f[2]), number(f[3]), uint64(number(f[1]))}
 			} else if f := lineMark.FindStringSubmatch(l); f != nil {
-				p = part{first: number(f[1]), last: max(number(f[1]), number(f[2]))}
+				p = piece{first: number(f[1]), last: max(number(f[1]), number(f[2]))}
 			} else {
 				continue
 			}
