@@ -217,6 +217,28 @@ func (b *tab) scheme(name string) {
 	}
 }
 
+// hears waits until the console complains of what was to come: it does so some
+// time after the page shows it.
+func (b *tab) hears(complaint string) {
+	b.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
+		b.mu.Lock()
+		i := slices.IndexFunc(b.complains, func(c string) bool { return strings.Contains(c, complaint) })
+		if i >= 0 {
+			b.complains = slices.Delete(b.complains, i, i+1)
+		}
+		b.mu.Unlock()
+		if i >= 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("the console did not say %q within %s", complaint, patience)
+		}
+	}
+}
+
 // content checks that the console is silent, but for what was expected.
 func (b *tab) content(expected ...string) {
 	b.t.Helper()
@@ -248,7 +270,8 @@ func TestBrowser(t *testing.T) {
 	b.open("/login")
 	b.types("wrong" + enter)
 	b.sees(".error", "the token is not known")
-	b.content("403 (Forbidden)")
+	b.hears("403 (Forbidden)")
+	b.content()
 	b.logIn(alice)
 	b.sees("#channel .line", `made org "acme"`)
 	b.sees("#detail", "linux")
@@ -281,7 +304,8 @@ func TestBrowser(t *testing.T) {
 		b.sees("#channel", "not confirmed: nothing was done")
 		b.types("pool lits" + enter)
 		b.sees("#channel .answer.bad", `did you mean "pool list"?`)
-		b.content("400 (Bad Request)")
+		b.hears("400 (Bad Request)")
+		b.content()
 	})
 
 	t.Run("what is disruptive is confirmed", func(t *testing.T) {
