@@ -362,7 +362,7 @@ func TestDoubleEnter(t *testing.T) {
 		w.want("later", w.handle(1, slash("5", "pool scale linux +1")).Text, `scaled pool "linux" from 6 to 7 hosts`)
 		// What failed may be tried again at once.
 		for i := range 2 {
-			w.want("failed", w.handle(0, slash(fmt.Sprint("f", i), "host cordon linux-9")).Text, "error: there is no host linux-9")
+			w.want("failed", w.handle(0, slash(fmt.Sprint("f", i), "host cordon linux-9")).Text, `error: there is no host "linux-9"`)
 		}
 	})
 }

@@ -173,7 +173,7 @@ func (r *run) drainProgress(hosts []fleet.HostID) func(context.Context) (progres
 			case err != nil:
 				return progress{}, err
 			case json.Unmarshal(raw, &d) != nil:
-				return progress{}, fleet.Internalf("host %s cannot be read", h)
+				return progress{}, fleet.Internalf("host %q cannot be read", h)
 			}
 			if d.Used > 0 {
 				tasks += d.Used

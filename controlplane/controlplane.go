@@ -214,7 +214,7 @@ func checkName(dir string, node fleet.NodeID) error {
 	case err != nil:
 		return fmt.Errorf("data directory: %w", err)
 	case owner != string(node):
-		return fleet.Conflictf("data directory %s is of node %s, not %s", dir, owner, node).WithHint("give the node a directory of its own")
+		return fleet.Conflictf("data directory %q is of node %q, not %q", dir, owner, node).WithHint("give the node a directory of its own")
 	}
 	return nil
 }
@@ -236,7 +236,7 @@ func (n *Node) checkLog(ctx context.Context) error {
 		return err
 	}
 	if end < e.Index {
-		return fleet.Internalf("the log of node %s ends at entry %d, and its audit archive has what was done at %d: the log was damaged or cut off", n.cfg.Node, end, e.Index).
+		return fleet.Internalf("the log of node %q ends at entry %d, and its audit archive has what was done at %d: the log was damaged or cut off", n.cfg.Node, end, e.Index).
 			WithHint("move %s away and let the node join again", n.cfg.Dir)
 	}
 	return nil
@@ -259,7 +259,7 @@ func (n *Node) clusterID(ctx context.Context) (string, error) {
 	case n.cfg.Bootstrap:
 		return NewSecret("")[:16], nil
 	case len(n.cfg.Join) == 0:
-		return "", fleet.Invalidf("node %s has no data, and neither --bootstrap nor --join is given", n.cfg.Node).
+		return "", fleet.Invalidf("node %q has no data, and neither --bootstrap nor --join is given", n.cfg.Node).
 			WithHint("--bootstrap on the first node, --join URL on the others")
 	}
 	// The cluster is not known yet, so the question cannot name it.

@@ -234,13 +234,13 @@ func (v *visit) channel(ctx context.Context, after string) (io.ReadCloser, error
 	}
 	res, err := v.http.Do(req)
 	if err != nil {
-		return nil, fleet.Unavailablef("node %s does not give the channel", v.Node)
+		return nil, fleet.Unavailablef("node %q does not give the channel", v.Node)
 	}
 	if res.StatusCode != http.StatusOK {
 		defer res.Body.Close()
 		var problem api.Problem
 		if json.NewDecoder(io.LimitReader(res.Body, maxBody)).Decode(&problem) != nil || problem.Code == "" {
-			return nil, fleet.Internalf("node %s does not give the channel", v.Node)
+			return nil, fleet.Internalf("node %q does not give the channel", v.Node)
 		}
 		return nil, &fleet.Error{Code: problem.Code, Msg: problem.Detail, Hint: problem.Hint}
 	}

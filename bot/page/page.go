@@ -241,6 +241,6 @@ func (p *Page) enter() (leave func(), err error) {
 	case p.streams <- struct{}{}:
 		return func() { <-p.streams }, nil
 	default:
-		return nil, fleet.Unavailablef("node %s has too many pages open", p.cfg.Node).WithHint("ask another node")
+		return nil, fleet.Unavailablef("node %q has too many pages open", p.cfg.Node).WithHint("ask another node")
 	}
 }

@@ -73,7 +73,14 @@ var AccessExplain = op.Query(op.Spec{
 	name := strings.Join(a.Operation, " ")
 	o, ok := env.Ops.Get(name)
 	if !ok || o.Hidden() {
-		return ExplainRow{}, fleet.NotFoundf("there is no operation %q", name).WithHint("footplate help lists them")
+		e := fleet.NotFoundf("there is no operation %q", name).WithHint("footplate help lists them")
+		switch near, rest, err := env.Ops.Find(strings.Fields(name)); {
+		case err != nil:
+			e = e.WithHint("%s", fleet.AsError(err).Hint)
+		case len(rest) > 0:
+			e = e.WithHint("did you mean %q?", near.Name)
+		}
+		return ExplainRow{}, e
 	}
 	row := ExplainRow{Principal: env.Caller.Principal, Operation: o.Name, Needs: o.Role, Risk: o.Risk}
 	if a.Principal == "" || a.Principal == env.Caller.Principal {

@@ -263,7 +263,10 @@ func unsound(places []op.Checked) error {
 	}
 	err := &fleet.Error{Code: code, Msg: strings.Join(bad, "; "), Hint: first.Hint}
 	if len(sound) > 0 {
-		err.Hint = "whole: " + strings.Join(sound, ", ")
+		if err.Hint != "" {
+			err.Hint += "; "
+		}
+		err.Hint += "whole: " + strings.Join(sound, ", ")
 	}
 	return err
 }

@@ -2,9 +2,11 @@ package catalog
 
 import (
 	"encoding/json"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"reflect"
 	"regexp"
@@ -275,5 +277,87 @@ func TestFollow(t *testing.T) {
 	}
 	if want := []string{"1 first", "2 second", "2 third"}; !slices.Equal(got, want) {
 		t.Errorf("the reader saw %q, not %q", got, want)
+	}
+}
+
+// TestNotFound: whoever names a thing that does not exist is told which, in
+// the same words by every operation.
+func TestNotFound(t *testing.T) {
+	known := map[string]any{"org": "acme", "pool": "linux", "host": "mac-a", "build": 1}
+	missing := map[string]any{"org": "nope-9", "pool": "nope-9", "host": "nope-9", "build": 999}
+	tried := 0
+	for _, o := range All().Ops() {
+		for _, p := range o.Params {
+			if o.Hidden() || missing[p.Complete] == nil || o == OrgSet { // which makes one
+				continue
+			}
+			tried++
+			t.Run(o.Name+" "+p.Placeholder(), func(t *testing.T) {
+				w := newWorld(t)
+				for _, l := range []string{
+					"alice: org set acme --slots 4", "alice: pool create linux --provider none",
+					`agents: agent join {"host":"mac-a","pool":"linux","slots":1,"boot":"b","incarnation":1,"version":"1"}`,
+					"alice: build submit --org acme --pool linux --run true",
+				} {
+					if got := w.do(l); strings.HasPrefix(got, "error") {
+						t.Fatalf("%s: %s", l, got)
+					}
+				}
+				call, err := w.reg.Parse(o.Examples[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				raw, err := o.Encode(call.Args)
+				if err != nil {
+					t.Fatal(err)
+				}
+				args := make(map[string]any)
+				if err := json.Unmarshal(raw, &args); err != nil {
+					t.Fatal(err)
+				}
+				for _, other := range o.Params {
+					if v := known[other.Complete]; v != nil && (other.Required || o == BuildSubmit) {
+						args[other.Name] = v
+					}
+				}
+				args[p.Name] = missing[p.Complete]
+				if p.Many {
+					args[p.Name] = []any{missing[p.Complete]}
+				}
+				raw, err = json.Marshal(args)
+				if err != nil {
+					t.Fatal(err)
+				}
+				a, err := o.Decode(raw)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if o.Logged() {
+					if raw, err = o.Encode(a); err != nil {
+						t.Fatal(err)
+					}
+					if e := w.apply(state.Command{By: "alice", Role: fleet.Admin, Via: "cli/test", Op: o.Name, Ver: o.Version(), Args: raw})[0].Err; e != nil {
+						err = e
+					}
+				} else {
+					env := op.Env{View: w.st.Publish(), Now: w.now, World: w, Ops: w.reg, Caller: op.Caller{Principal: "alice", Role: fleet.Admin}}
+					if o.Kind == op.KindStream {
+						err = o.Stream(t.Context(), env, a, io.Discard)
+					} else {
+						_, err = o.Query(t.Context(), env, a)
+					}
+				}
+				want := fmt.Sprintf("there is no %s %q", p.Complete, missing[p.Complete])
+				if p.Complete == "build" {
+					want = "there is no build 999"
+				}
+				if e := fleet.AsError(err); e == nil || e.Code != fleet.CodeNotFound || e.Msg != want || e.Hint == "" {
+					t.Errorf("got %v, want not_found: %s, with a hint", err, want)
+				}
+			})
+		}
+	}
+	if tried < 20 {
+		t.Errorf("only %d were tried", tried)
 	}
 }

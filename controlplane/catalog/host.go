@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"footplate/controlplane/op"
@@ -187,10 +188,10 @@ var HostRemove = op.Mutation(op.Spec{
 		switch {
 		case !ok:
 			missing++
-			others = append(others, fmt.Sprintf("there is no host %s", id))
+			others = append(others, fmt.Sprintf("there is no host %q", id))
 			continue
 		case h.State != fleet.HostReady || !h.Lost:
-			others = append(others, fmt.Sprintf("host %s is %s, not lost", id, h.Condition()))
+			others = append(others, fmt.Sprintf("host %q is %s, not lost", id, h.Condition()))
 			continue
 		}
 		ids := attemptsOn(tx, id)
@@ -253,7 +254,8 @@ func eachHost(tx *state.Tx, ids []fleet.HostID, done string, change func(*fleet.
 	for _, id := range ids {
 		h, ok := tx.Hosts.Get(id)
 		if !ok || h.State == fleet.HostEnding {
-			missing = append(missing, string(id))
+			missing = append(missing, strconv.Quote(string(id)))
+			res.Changes = append(res.Changes, fmt.Sprintf("host %q does not exist", id))
 			continue
 		}
 		what, did := change(&h)
@@ -274,9 +276,6 @@ func eachHost(tx *state.Tx, ids []fleet.HostID, done string, change func(*fleet.
 	}
 	if len(missing) > 0 {
 		res.Text += fmt.Sprintf("; %d of %d not done, no such host: %s", len(missing), len(ids), strings.Join(missing, ", "))
-		for _, id := range missing {
-			res.Changes = append(res.Changes, fmt.Sprintf("host %s does not exist", id))
-		}
 	}
 	return res, nil
 }

@@ -192,6 +192,9 @@ var QueueResume = op.Mutation(op.Spec{
 	g := fleet.Gate{Stage: a.Stage, Org: a.Org, Pool: a.Pool}
 	old, ok := tx.Gates.Get(g.Key())
 	if !ok || old.Until <= tx.At {
+		if err := checkNames(tx.View(), a.Org, a.Pool); err != nil {
+			return op.Result{}, err
+		}
 		return op.Result{}, fleet.NotFoundf("%s is not paused", gateWords(a)).WithHint("footplate queue status lists what is")
 	}
 	tx.Gates.Delete(g.Key())

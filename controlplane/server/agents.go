@@ -200,7 +200,7 @@ func checkAgent(host fleet.HostID, boot fleet.BootID) error {
 		return err
 	}
 	if boot == "" || len(boot) > maxLabel {
-		return fleet.Invalidf("host %s does not name its boot", host)
+		return fleet.Invalidf("host %q does not name its boot", host)
 	}
 	return nil
 }
@@ -213,23 +213,23 @@ func checkSync(q *api.Sync) error {
 		return err
 	}
 	if q.Incarnation == 0 {
-		return fleet.Invalidf("host %s does not name the incarnation of its agent", q.Host)
+		return fleet.Invalidf("host %q does not name the incarnation of its agent", q.Host)
 	}
 	if q.Slots < 0 || q.Slots > 256 {
-		return fleet.Invalidf("host %s says that it has %d slots; at most 256 are allowed", q.Host, q.Slots)
+		return fleet.Invalidf("host %q says that it has %d slots; at most 256 are allowed", q.Host, q.Slots)
 	}
 	if len(q.Version) > maxLabel || len(q.Known) > maxLabel {
-		return fleet.Invalidf("the sync of host %s has a field that is too long", q.Host)
+		return fleet.Invalidf("the sync of host %q has a field that is too long", q.Host)
 	}
 	for i := range q.Attempts {
 		at := &q.Attempts[i]
 		switch {
 		case order.Rank(at.Phase) < 0:
-			return fleet.Invalidf("host %s says that attempt %d is in phase %q", q.Host, at.Attempt, shorten(string(at.Phase)))
+			return fleet.Invalidf("host %q says that attempt %d is in phase %q", q.Host, at.Attempt, shorten(string(at.Phase)))
 		case (at.Phase == fleet.PhaseEnded) != (at.Outcome != ""):
-			return fleet.Invalidf("host %s says that attempt %d is in phase %s with outcome %q", q.Host, at.Attempt, at.Phase, shorten(string(at.Outcome)))
+			return fleet.Invalidf("host %q says that attempt %d is in phase %s with outcome %q", q.Host, at.Attempt, at.Phase, shorten(string(at.Outcome)))
 		case at.Outcome != "" && !slices.Contains(outcomes, at.Outcome):
-			return fleet.Invalidf("host %s says that attempt %d ended as %q", q.Host, at.Attempt, shorten(string(at.Outcome)))
+			return fleet.Invalidf("host %q says that attempt %d ended as %q", q.Host, at.Attempt, shorten(string(at.Outcome)))
 		case len(at.Why) > maxReason:
 			at.Why = shorten(at.Why)
 		}
@@ -289,14 +289,14 @@ func (s *Server) syncHere(ctx context.Context, q *api.Sync, via string) (api.Syn
 	if err := s.cfg.Replica.ReadIndex(ctx); err != nil {
 		return api.SyncReply{}, err
 	}
-	deposed := fleet.Unavailablef("node %s is not the leader any more", s.cfg.Node)
+	deposed := fleet.Unavailablef("node %q is not the leader any more", s.cfg.Node)
 	_, term := s.cfg.Replica.Leader()
 	newest := false
 	switch {
 	case term == 0, !s.agents.in(term, s.cfg.Mono(), func(b *order.Book) { newest = b.Hear(q) }):
 		return api.SyncReply{}, deposed
 	case !newest:
-		return api.SyncReply{}, fleet.Conflictf("host %s has sent a newer sync than this one", q.Host)
+		return api.SyncReply{}, fleet.Conflictf("host %q has sent a newer sync than this one", q.Host)
 	}
 	leave, err := s.join(ctx, q, via)
 	if err != nil {

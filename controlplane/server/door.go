@@ -63,7 +63,7 @@ func (d *Door) Authenticate(secret string) (Caller, error) {
 			return d.stranger("token %q has expired on %s", t.Name, t.ExpiresAt)
 		}
 		if t.Once {
-			return Caller{}, fleet.Deniedf("token %q lets host %s enrol, and nothing else", t.Name, t.Principal).
+			return Caller{}, fleet.Deniedf("token %q lets host %q enrol, and nothing else", t.Name, t.Principal).
 				WithHint("give it to footplate agent --join-token-file")
 		}
 		c := Caller{op.Caller{Principal: t.Principal, Role: t.Role, Token: t}, hash}
@@ -76,7 +76,7 @@ func (d *Door) Authenticate(secret string) (Caller, error) {
 		return Caller{op.Caller{Principal: "nodes", Role: fleet.System}, hash}, nil
 	}
 	if v.Tokens.Len() == 0 {
-		return Caller{}, fleet.Unavailablef("node %s has not been told of the cluster's tokens yet: nothing was done", d.cfg.Node).
+		return Caller{}, fleet.Unavailablef("node %q has not been told of the cluster's tokens yet: nothing was done", d.cfg.Node).
 			WithHint("try again in a few seconds")
 	}
 	if secret == "" {

@@ -23,7 +23,7 @@ func (s *Server) agentCaller(r *http.Request) (Caller, error) {
 		return s.enrolled(fleet.HostID(id.Name), certs.KeyOf(r.TLS))
 	case passedOn != "":
 		if c, err := s.door.Authenticate(secretOf(r)); err != nil || c.Role != fleet.System {
-			return Caller{}, fleet.Deniedf("node %s does not come with the nodes' secret", id.Name)
+			return Caller{}, fleet.Deniedf("node %q does not come with the nodes' secret", id.Name)
 		}
 		return s.enrolled(fleet.HostID(passedOn), "")
 	}
@@ -42,7 +42,7 @@ func (s *Server) agentCaller(r *http.Request) (Caller, error) {
 func (s *Server) enrolled(host fleet.HostID, key string) (Caller, error) {
 	v := s.cfg.View()
 	if v.Cluster == "" {
-		return Caller{}, fleet.Unavailablef("node %s has not been told of the agents yet", s.cfg.Node).WithHint("try again in a few seconds")
+		return Caller{}, fleet.Unavailablef("node %q has not been told of the agents yet", s.cfg.Node).WithHint("try again in a few seconds")
 	}
 	who := fleet.AgentOf(host)
 	g, ok := v.Grants.Get(who)
@@ -60,7 +60,7 @@ func (s *Server) speaksFor(c Caller, host fleet.HostID) error {
 	who := fleet.AgentOf(host)
 	if c.token == "" {
 		if c.Principal != who {
-			return fleet.Deniedf("the certificate of %s is not for host %s", c.Principal, shorten(string(host))).WithHint("start the agent with --host %s, or let it enrol anew", strings.TrimPrefix(string(c.Principal), "agent:"))
+			return fleet.Deniedf("the certificate of %s is not for host %q", c.Principal, shorten(string(host))).WithHint("start the agent with --host %s, or let it enrol anew", strings.TrimPrefix(string(c.Principal), "agent:"))
 		}
 		return nil
 	}
@@ -68,7 +68,7 @@ func (s *Server) speaksFor(c Caller, host fleet.HostID) error {
 		return nil
 	}
 	if _, ok := s.cfg.View().Grants.Get(who); ok {
-		return fleet.Deniedf("host %s has enrolled, and comes without its certificate", host).
+		return fleet.Deniedf("host %q has enrolled, and comes without its certificate", host).
 			WithHint("start its agent with --tls, or void the certificate: footplate access revoke %s", who)
 	}
 	return nil
@@ -77,7 +77,7 @@ func (s *Server) speaksFor(c Caller, host fleet.HostID) error {
 // readEnrol reads a request for a certificate, and returns the hash of its key.
 func (s *Server) readEnrol(w http.ResponseWriter, r *http.Request) (q api.Enrol, key string, err error) {
 	if s.cfg.TLS == nil {
-		return q, "", fleet.Invalidf("node %s has no TLS, so no host can enrol: nothing was done", s.cfg.Node).
+		return q, "", fleet.Invalidf("node %q has no TLS, so no host can enrol: nothing was done", s.cfg.Node).
 			WithHint("start the nodes with --tls DIR, or give the agent a token of role agent: --token-file")
 	}
 	body, err := readBody(w, r, maxBody)
@@ -149,7 +149,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if c.token != "" {
-		return fleet.Deniedf("the agent of host %s has no certificate to renew", q.Host).
+		return fleet.Deniedf("the agent of host %q has no certificate to renew", q.Host).
 			WithHint("let it enrol: footplate access token create %s --role agent --once", q.Host)
 	}
 	if err := s.speaksFor(c, q.Host); err != nil {

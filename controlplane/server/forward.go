@@ -114,7 +114,7 @@ const halted = "halted"
 // cut off must not say that there is no leader.
 func (s *Server) noLeader(ctx context.Context) *fleet.Error {
 	if s.cfg.Status().Role == halted {
-		return fleet.Unavailablef("node %s has halted: nothing was done", s.cfg.Node).WithHint("ask another node; the log of node %s says why", s.cfg.Node)
+		return fleet.Unavailablef("node %q has halted: nothing was done", s.cfg.Node).WithHint("ask another node; the log of node %s says why", s.cfg.Node)
 	}
 	nodes := s.cfg.World.Cluster(ctx).Nodes
 	reached := 0
@@ -124,11 +124,11 @@ func (s *Server) noLeader(ctx context.Context) *fleet.Error {
 		}
 	}
 	if len(nodes) > 1 && reached <= len(nodes)/2 {
-		return fleet.Unavailablef("node %s is cut off: it reaches %d of %d nodes; nothing was done", s.cfg.Node, reached, len(nodes)).
+		return fleet.Unavailablef("node %q is cut off: it reaches %d of %d nodes; nothing was done", s.cfg.Node, reached, len(nodes)).
 			WithHint("ask another node")
 	}
 	if leader, _ := s.cfg.Replica.Leader(); leader != "" {
-		return fleet.Unavailablef("node %s leads, but is not ready yet: nothing was done", leader).WithHint("try again in a few seconds")
+		return fleet.Unavailablef("node %q leads, but is not ready yet: nothing was done", leader).WithHint("try again in a few seconds")
 	}
 	return fleet.Unavailablef("there is no leader at the moment: nothing was done").WithHint("try again in a few seconds")
 }
@@ -151,18 +151,18 @@ func (s *Server) fresh(ctx context.Context, r *http.Request) error {
 			err = problemOf(res)
 		}
 		if err != nil {
-			return fleet.Unavailablef("the leader %s does not answer: %s", at.node, err).WithHint("try again in a few seconds")
+			return fleet.Unavailablef("the leader %q does not answer: %s", at.node, err).WithHint("try again in a few seconds")
 		}
 		defer res.Body.Close()
 		var got peerIndex
 		if err := json.NewDecoder(res.Body).Decode(&got); err != nil {
-			return fleet.Unavailablef("the leader %s does not answer: %s", at.node, err).WithHint("try again in a few seconds")
+			return fleet.Unavailablef("the leader %q does not answer: %s", at.node, err).WithHint("try again in a few seconds")
 		}
 		if got.Index == 0 {
 			return nil
 		}
 		if _, err := s.cfg.World.WaitView(ctx, got.Index-1); err != nil {
-			return fleet.Unavailablef("node %s is behind the leader", s.cfg.Node).WithHint("ask another node")
+			return fleet.Unavailablef("node %q is behind the leader", s.cfg.Node).WithHint("ask another node")
 		}
 		return nil
 	})
@@ -233,7 +233,7 @@ func (s *Server) send(ctx context.Context, l *lane, r *http.Request, at leaderAt
 	case sent:
 		return nil, lost(at)
 	}
-	return nil, fleet.Unavailablef("the leader %s cannot be reached: nothing was done", at.node).WithHint("try again in a few seconds")
+	return nil, fleet.Unavailablef("the leader %q cannot be reached: nothing was done", at.node).WithHint("try again in a few seconds")
 }
 
 // call makes one call to the leader, and gives it up when another node leads

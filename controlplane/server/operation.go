@@ -94,7 +94,7 @@ func (s *Server) ours(r *http.Request, needed bool) error {
 	if got == "" {
 		return fleet.Invalidf("the request does not name the cluster").WithHint("send its id in the header %s", api.HeaderCluster)
 	}
-	return fleet.Conflictf("node %s is of cluster %s, not %s: nothing was done", s.cfg.Node, s.cfg.Cluster, shorten(got)).WithHint("check the address")
+	return fleet.Conflictf("node %q is of cluster %s, not %s: nothing was done", s.cfg.Node, s.cfg.Cluster, shorten(got)).WithHint("check the address")
 }
 
 // request reads what came with a command, and gives it a key before anything
@@ -347,7 +347,7 @@ func (s *Server) closeTap(r *http.Request, out *tap, err error) error {
 	}
 	e := s.shown(r.URL.Path, out.w.Header().Get(api.HeaderRequest), err)
 	if out.failed != nil || r.Context().Err() != nil {
-		e = fleet.Unavailablef("node %s lets go of the stream", s.cfg.Node).WithHint("ask again, or ask another node")
+		e = fleet.Unavailablef("node %q lets go of the stream", s.cfg.Node).WithHint("ask again, or ask another node")
 	}
 	b, err := json.Marshal(problem(e, e.Code.Meaning().HTTP))
 	if err != nil {

@@ -91,7 +91,7 @@ func (s *Server) peerJoin(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if id, ok := certs.Of(r.TLS); ok && id.Name != string(j.Node) && r.Header.Get(api.HeaderForwarded) == "" {
-		return fleet.Deniedf("node %s may not join with the certificate of %s", j.Node, id).WithHint("give each node its own folder of footplate tls init")
+		return fleet.Deniedf("node %q may not join with the certificate of %s", j.Node, id).WithHint("give each node its own folder of footplate tls init")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()

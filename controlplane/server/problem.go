@@ -58,14 +58,14 @@ func (s *Server) shown(what, id string, err error) *fleet.Error {
 	case errors.As(err, &e):
 		return e
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return fleet.Unavailablef("node %s could not answer in time", s.cfg.Node).WithHint("try again, or ask another node")
+		return fleet.Unavailablef("node %q could not answer in time", s.cfg.Node).WithHint("try again, or ask another node")
 	}
 	s.log.Error("a request failed", "id", id, "op", what, "err", err)
 	return internal(s.cfg.Node, id)
 }
 
 func internal(node fleet.NodeID, id string) *fleet.Error {
-	return fleet.Internalf("something went wrong on node %s (%s)", node, id).WithHint("the log of node %s says more under %s", node, id)
+	return fleet.Internalf("something went wrong on node %q (%s)", node, id).WithHint("the log of node %s says more under %s", node, id)
 }
 
 func (s *Server) failAs(w http.ResponseWriter, status int, e *fleet.Error) {

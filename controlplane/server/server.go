@@ -282,7 +282,7 @@ func (s *Server) in(l *lane, h func(w http.ResponseWriter, r *http.Request) erro
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !l.enter(r.Context()) {
 			w.Header().Set("Retry-After", "1")
-			s.fail(w, r, fleet.Unavailablef("node %s has too many requests at once: nothing was done", s.cfg.Node).
+			s.fail(w, r, fleet.Unavailablef("node %q has too many requests at once: nothing was done", s.cfg.Node).
 				WithHint("try again, or ask another node"))
 			return
 		}

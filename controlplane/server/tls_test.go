@@ -170,7 +170,7 @@ func TestAgentsWithCertificates(t *testing.T) {
 		return s.post(n, k, secret, "/v1/agent.beat", api.Beat{Host: fleet.HostID(host), Boot: "b1"}, nil)
 	}
 	wants(t, "its own host", beat(n1, four, "", "linux-4"), "", "")
-	wants(t, "another host", beat(n1, four, "", "linux-5"), fleet.CodeDenied, "the certificate of agent:linux-4 is not for host linux-5")
+	wants(t, "another host", beat(n1, four, "", "linux-5"), fleet.CodeDenied, `the certificate of agent:linux-4 is not for host "linux-5"`)
 	wants(t, "no certificate", beat(n1, nobody, "", "linux-4"), fleet.CodeDenied, "no token")
 	wants(t, "the agents' token, for a host of its own", beat(n1, nobody, "agent", "linux-6"), "", "")
 	wants(t, "the agents' token, for a host that has enrolled", beat(n1, nobody, "agent", "linux-4"), fleet.CodeDenied, "comes without its certificate")
