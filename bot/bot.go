@@ -38,6 +38,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"footplate/controlplane/api"
@@ -222,8 +223,8 @@ const (
 // not the message's: what takes longer goes on under it. The Post is the answer
 // to a private message.
 //
-// An error is always CodeUnavailable: nothing was done, and the surface should
-// have the message delivered again. A private message gets that as its answer.
+// An error is always CodeUnavailable: nothing was done, or nobody has answered yet,
+// and the surface should have the message delivered again. A private message gets that as its answer.
 func (b *Bot) Handle(ctx context.Context, m Message) (Post, error) {
 	d, first := b.deliveries.begin(m.ID)
 	if first {
@@ -237,7 +238,7 @@ func (b *Bot) Handle(ctx context.Context, m Message) (Post, error) {
 		d.talk = t
 		close(d.begun)
 	}
-	return d.wait(ctx, b.Budget+spare)
+	return d.wait(ctx, b.Budget+spare, m.Last)
 }
 
 // Click answers a click: it edits the card. The Post is for the person alone.
@@ -264,7 +265,7 @@ func (b *Bot) Click(ctx context.Context, c Click) (Post, error) {
 		d.talk = k
 		close(d.begun)
 	}
-	p, err := d.wait(ctx, b.Budget+spare)
+	p, err := d.wait(ctx, b.Budget+spare, true)
 	if err != nil { // said on the card
 		return Post{}, nil
 	}
@@ -427,6 +428,7 @@ type talk struct {
 	said    chan struct{} // closed when whoever waits has an answer
 	answer  Post          // that; set before
 	settled chan struct{} // closed when it is known what to answer
+	waits   atomic.Bool   // for whoever was first: it is not known who answers
 	hold    time.Duration // how long to wait for that to be posted; set before
 	closed  chan struct{} // closed when everything is said
 
@@ -459,8 +461,9 @@ func (t *talk) settle(hold time.Duration) {
 	})
 }
 
-// wait waits until everything is said, or for as long as the surface can.
-func (d *delivery) wait(ctx context.Context, most time.Duration) (Post, error) {
+// wait waits until everything is said, or for as long as the surface can. last says
+// that it is for a delivery after which none follows.
+func (d *delivery) wait(ctx context.Context, most time.Duration, last bool) (Post, error) {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
@@ -485,6 +488,11 @@ func (d *delivery) wait(ctx context.Context, most time.Duration) (Post, error) {
 				return Post{}, t.err
 			}
 		case <-timer.C:
+			// This replica may die while it waits for another: then somebody else
+			// shall be told.
+			if t.waits.Load() && !last {
+				return Post{}, fleet.Unavailablef("it is not known yet who answers")
+			}
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			t.gone = true
@@ -507,6 +515,8 @@ func stopping() error { return fleet.Unavailablef("the bot is being stopped") }
 // after is how long to wait before looking.
 func (t *talk) first(ctx context.Context, after time.Duration) bool {
 	if after > 0 {
+		t.waits.Store(true)
+		defer t.waits.Store(false)
 		t.settle(0)
 		select {
 		case <-time.After(after):
