@@ -18,15 +18,12 @@ import (
 	"testing"
 	"time"
 
-	"footplate/bot/slack"
 	"footplate/bot/slack/slacktest"
 	"footplate/controlplane/archive/postgres/postgrestest"
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/client"
 	"footplate/controlplane/state"
 	"footplate/fleet"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // The load of an outage: so many operations a second by people, and every so
@@ -147,11 +144,9 @@ func TestOutage(t *testing.T) {
 
 // outage is a plant with people at work whose commands are measured.
 type outage struct {
-	*plant
-	slack   *slacktest.Server
+	*channel
 	way     *way
 	pg      *postgrestest.Server
-	url     string
 	clients []*client.Client
 	stop    context.CancelFunc
 	all     sync.WaitGroup
@@ -163,7 +158,6 @@ type outage struct {
 	took    map[string]map[string][]time.Duration // by phase, what people waited for
 	asked   map[fleet.EntryNo]time.Time           // acknowledged, and not in the console yet
 	early   map[fleet.EntryNo]time.Time           // in the console before the answer was here
-	lines   map[uint64]state.Line                 // of the channel of the console
 	builds  []fleet.BuildID
 	samples map[string]map[string]float64 // by phase, the most of what the metrics said
 }
@@ -184,39 +178,22 @@ func startOutage(t *testing.T) *outage {
 	t.Cleanup(s.Close)
 	w := startWay(t, s)
 	o := &outage{
-		slack: s, way: w, pg: pg, url: pg.URL(pg.Database(t)), now: "start",
+		way: w, pg: pg, now: "start",
 		took: map[string]map[string][]time.Duration{}, asked: map[fleet.EntryNo]time.Time{}, early: map[fleet.EntryNo]time.Time{},
-		lines: map[uint64]state.Line{}, samples: map[string]map[string]float64{},
+		samples: map[string]map[string]float64{},
 	}
-	o.plant = startPlant(t, plantConfig{
-		nodes: 3, hosts: 2, slots: 2, fence: "10s", suspect: "5s",
-		env: []string{
-			slack.EnvBotToken + "=" + slacktest.BotToken, slack.EnvAppToken + "=" + slacktest.AppToken,
-			slack.EnvChannel + "=" + opsChannel, slack.EnvAPIURL + "=" + s.URL(), "FOOTPLATE_POSTGRES_URL=" + o.url,
-		},
+	url := pg.URL(pg.Database(t))
+	p := startPlant(t, plantConfig{
+		nodes: 3, hosts: 2, slots: 2, fence: "10s", suspect: "5s", env: append(slackEnv(s), "FOOTPLATE_POSTGRES_URL="+url),
 	})
+	o.channel = readChannel(p, s, url, o.saw)
 	o.must("access", "grant", "slack:"+slacktest.Team+"/U0ALICE", "operator")
 	for i := range o.nodes {
-		var addrs []string
-		for j := range o.nodes {
-			addrs = append(addrs, o.plant.url(o.nodes[(i+j)%len(o.nodes)]))
-		}
-		c, err := client.New(client.Config{Addrs: addrs, Token: o.admin, Via: "test/1"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.clients = append(o.clients, c)
+		o.clients = append(o.clients, o.client(i, o.admin))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	o.stop = cancel
 	t.Cleanup(o.end)
-	reading, cancelReading := context.WithCancel(context.Background())
-	var reader sync.WaitGroup
-	reader.Go(func() { o.follow(reading) })
-	t.Cleanup(func() {
-		cancelReading()
-		reader.Wait()
-	})
 	o.all.Go(func() { o.people(ctx) })
 	o.all.Go(func() { o.watch(ctx) })
 	return o
@@ -317,31 +294,17 @@ func (o *outage) submitOne(ctx context.Context) {
 	o.builds = append(o.builds, fleet.BuildID(b))
 }
 
-// follow reads the channel of the console.
-func (o *outage) follow(ctx context.Context) {
-	newest := uint64(0)
-	for ctx.Err() == nil {
-		for e, err := range o.clients[1].Events(ctx, newest) {
-			if err != nil {
-				break
-			}
-			if e.Line == nil {
-				continue
-			}
-			l := *e.Line
-			newest = max(newest, l.N)
-			o.mu.Lock()
-			o.lines[l.N] = l
-			now := time.Now()
-			for n := l.First; n <= l.Last; n++ {
-				if at, ok := o.asked[n]; ok {
-					delete(o.asked, n)
-					o.add(o.now, "console", now.Sub(at))
-				} else if l.Op == catalog.OrgSet.Name {
-					o.early[n] = now
-				}
-			}
-			o.mu.Unlock()
+// saw notes when an operation is in the channel of the console.
+func (o *outage) saw(l state.Line) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	for n := l.First; n <= l.Last; n++ {
+		if at, ok := o.asked[n]; ok {
+			delete(o.asked, n)
+			o.add(o.now, "console", now.Sub(at))
+		} else if l.Op == catalog.OrgSet.Name {
+			o.early[n] = now
 		}
 	}
 }
@@ -482,141 +445,6 @@ func (o *outage) worst() map[string]float64 {
 		}
 	}
 	return out
-}
-
-// lastShown is the newest entry in the channel of the console.
-func (o *outage) lastShown() fleet.EntryNo {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	last := fleet.EntryNo(0)
-	for _, l := range o.lines {
-		last = max(last, l.Last)
-	}
-	return last
-}
-
-// posted is what is in Slack.
-type posted struct {
-	posts  int
-	parts  []piece
-	newest fleet.EntryNo
-}
-
-// piece is one line in a post, or a digest of many.
-type piece struct {
-	first, last fleet.EntryNo
-	lines       uint64 // of a digest
-}
-
-var (
-	lineMark   = regexp.MustCompile(`\[#(\d+)(?:-(\d+), \d+ times)?\]$`)
-	digestMark = regexp.MustCompile(`^(\d+) lines could not be posted here when they came: entries #(\d+)-(\d+)`)
-)
-
-func (o *outage) posted() posted {
-	var out posted
-	for _, m := range o.slack.Messages(opsChannel) {
-		if m.Thread != "" || m.To != "" {
-			continue
-		}
-		n := len(out.parts)
-		for _, l := range strings.Split(m.Text, "\n") {
-			var p piece
-			if f := digestMark.FindStringSubmatch(l); f != nil {
-				p = piece{number(f[2]), number(f[3]), uint64(number(f[1]))}
-			} else if f := lineMark.FindStringSubmatch(l); f != nil {
-				p = piece{first: number(f[1]), last: max(number(f[1]), number(f[2]))}
-			} else {
-				continue
-			}
-			out.parts = append(out.parts, p)
-			out.newest = max(out.newest, p.last)
-		}
-		if len(out.parts) > n {
-			out.posts++
-		}
-	}
-	return out
-}
-
-func number(s string) fleet.EntryNo {
-	n, _ := strconv.ParseUint(s, 10, 64)
-	return fleet.EntryNo(n)
-}
-
-// checkSlack goes through the lines of the console and the posts in Slack side
-// by side: each line is there once, in its place, or in the digest that names it.
-func (o *outage) checkSlack() (lines, digests int, covered uint64) {
-	p := o.posted()
-	o.wait(10*time.Second, "the console to have what Slack has", func() bool { return o.lastShown() >= p.newest })
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	next := uint64(0)
-	for n, l := range o.lines {
-		if l.First == p.parts[0].first {
-			next = n
-		}
-	}
-	if next == 0 {
-		o.t.Fatalf("Slack begins with entry %d, which is no line", p.parts[0].first)
-	}
-	told := p.parts[0].first - 1 // up to this entry
-	for _, p := range p.parts {
-		l, ok := o.lines[next]
-		if !ok {
-			o.t.Fatalf("Slack has entry %d where line %d of the channel should be, which nobody has seen", p.first, next)
-		}
-		if p.lines == 0 {
-			if l.First != p.first || l.Last != p.last {
-				o.t.Fatalf("Slack has entries %d to %d where line %d of the channel should be: entries %d to %d", p.first, p.last, next, l.First, l.Last)
-			}
-			lines++
-			next++
-			told = p.last
-			continue
-		}
-		end := o.lines[next+p.lines-1]
-		if p.first <= told || p.first > l.First || p.last != end.Last {
-			o.t.Fatalf("a digest in Slack of %d lines names entries %d to %d; lines %d to %d of the channel are entries %d to %d",
-				p.lines, p.first, p.last, next, end.N, l.First, end.Last)
-		}
-		digests++
-		covered += p.lines
-		next += p.lines
-		told = p.last
-	}
-	return lines, digests, covered
-}
-
-// checkPostgres compares Postgres with the record of the nodes.
-func (o *outage) checkPostgres() int {
-	r := &record{plant: o.plant, pg: o.pg, url: o.url}
-	want := r.entries()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	c, err := pgx.Connect(ctx, o.url)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	defer c.Close(ctx)
-	// By the transactions that brought them: in the order in which they came.
-	rows, err := c.Query(ctx, "SELECT body FROM footplate.entries ORDER BY xmin::text::bigint, n")
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	for i, e := range want {
-		if i >= len(got) {
-			o.t.Fatalf("entry %d is not in Postgres", e.N)
-		}
-		if got[i] != line(e) {
-			o.t.Fatalf("row %d in Postgres is %s, not entry %d", i+1, got[i], e.N)
-		}
-	}
-	return len(want)
 }
 
 // checkBuilds waits for the builds, and notes how long each took, by phase.
