@@ -145,9 +145,8 @@ type Sync struct {
 }
 
 // SyncHold is how long the leader holds a sync open at most: well below
-// lease.StartWindow, which counts from the sending of the request. What comes in
-// the last moment, over a slow network, is asked for again.
-const SyncHold = 3500 * fleet.Millisecond
+// lease.StartWindow, which counts from the sending of the request.
+const SyncHold = 2 * fleet.Second
 
 // HeldAttempt is an attempt that an agent holds.
 type HeldAttempt struct {
