@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -84,8 +85,8 @@ type crowdLife struct {
 	Renewed lease.Mono
 }
 
-// part is one process of a crowd.
-type part struct {
+// crowdSide is one process of a crowd.
+type crowdSide struct {
 	cfg    crowdConfig
 	agents []*standIn
 	header string // of every request, but for its path and length
@@ -103,7 +104,7 @@ type part struct {
 
 // standIn is one agent.
 type standIn struct {
-	part *part
+	part *crowdSide
 	host fleet.HostID
 
 	mu     sync.Mutex
@@ -139,13 +140,12 @@ type toBeat struct {
 // beCrowd is the main function of a process of a crowd. It does what standard
 // input says, line by line, and ends with it.
 func beCrowd(config string) int {
-	p := &part{open: make(map[fleet.AttemptID]*crowdLife)}
+	p := &crowdSide{open: make(map[fleet.AttemptID]*crowdLife)}
 	if err := json.Unmarshal([]byte(config), &p.cfg); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	p.header = fmt.Sprintf(" HTTP/1.1\r\nHost: crowd\r\nAuthorization: Bearer %s\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: ",
-		p.cfg.Token, api.HeaderCluster, p.cfg.Cluster)
+	p.header = crowdHeader(p.cfg.Token, p.cfg.Cluster)
 	for i := range p.cfg.Agents {
 		a := &standIn{part: p, host: fleet.HostID(fmt.Sprintf("%s-%05d", p.cfg.Pool, p.cfg.First+i)), links: make(map[string]*beatLink), idle: make(map[string]net.Conn)}
 		id := agent.Identity{Host: a.host, Pool: p.cfg.Pool, Boot: fleet.BootID("boot-" + a.host), Incarnation: 1, Version: "crowd"}
@@ -194,7 +194,7 @@ func beCrowd(config string) int {
 }
 
 // watchLate notices when the process stands still.
-func (p *part) watchLate() {
+func (p *crowdSide) watchLate() {
 	const every = 20 * time.Millisecond
 	last := time.Now()
 	for range time.Tick(every) {
@@ -206,7 +206,7 @@ func (p *part) watchLate() {
 	}
 }
 
-func (p *part) report(lives bool) crowdReport {
+func (p *crowdSide) report(lives bool) crowdReport {
 	r := crowdReport{
 		Beats: p.beats.Load(), Refused: p.refused.Load(), Unanswered: p.unanswered.Load(),
 		Syncs: p.syncs.Load(), SyncsFailed: p.syncsFailed.Load(), Dials: p.dials.Load(),
@@ -537,7 +537,13 @@ func (l *beatLink) ask(body []byte) ([]byte, error) {
 	return answer, nil
 }
 
-func (p *part) dial(to string) (net.Conn, error) {
+// crowdHeader is what stands in every request between its path and its length.
+func crowdHeader(token, cluster string) string {
+	return fmt.Sprintf(" HTTP/1.1\r\nHost: crowd\r\nAuthorization: Bearer %s\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: ",
+		token, api.HeaderCluster, cluster)
+}
+
+func (p *crowdSide) dial(to string) (net.Conn, error) {
 	p.dials.Add(1)
 	return net.DialTimeout("tcp", strings.TrimPrefix(to, "http://"), 2*time.Second)
 }
@@ -549,7 +555,7 @@ var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
 
 // exchange sends a request and reads its answer. While it waits it holds a
 // small buffer, and no more.
-func (p *part) exchange(conn net.Conn, within time.Duration, path string, body []byte) (answer []byte, status int, err error) {
+func (p *crowdSide) exchange(conn net.Conn, within time.Duration, path string, body []byte) (answer []byte, status int, err error) {
 	_ = conn.SetDeadline(time.Now().Add(within))
 	req := append(append(make([]byte, 0, 1024), "POST "+path...), p.header...)
 	req = append(strconv.AppendInt(req, int64(len(body)), 10), "\r\n\r\n"...)
@@ -950,4 +956,150 @@ func BenchmarkCrowd(b *testing.B) {
 	b.ReportMetric(late[len(late)/2].Seconds(), "s-again-p50")
 	b.ReportMetric(late[len(late)*99/100].Seconds(), "s-again-p99")
 	b.ReportMetric(late[len(late)-1].Seconds(), "s-again-max")
+}
+
+// echoEnv makes this test binary a bare server that says back what it hears, by
+// the same means as a node: what a beat costs beside it is ours.
+const echoEnv = "FOOTPLATE_TEST_ECHO"
+
+// beEcho is the main function of the bare server. It prints its address, and
+// ends with its standard input.
+func beEcho() int {
+	debug.SetGCPercent(400) // as a node has it
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(l.Addr())
+	go func() {
+		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			b, _ := io.ReadAll(r.Body)
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write(b)
+		}))
+	}()
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// usage is what a process has used up, by proc(5).
+func usage(t testing.TB, pid int) (cpu time.Duration, resident int64) {
+	t.Helper()
+	stat, err1 := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	statm, err2 := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := bytes.Cut(stat, []byte(") "))
+	f := strings.Fields(string(rest))
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	pages, _ := strconv.ParseInt(strings.Fields(string(statm))[1], 10, 64)
+	return time.Duration(user+system) * time.Second / 100, pages * int64(os.Getpagesize()) // USER_HZ is 100
+}
+
+const (
+	beatAgents  = 2000
+	beatRounds  = 7
+	beatsARound = 5 // of each agent
+)
+
+// BenchmarkBeat sends the beats of two thousand agents, each over a connection of
+// its own, to a node and to a bare server, in turn, and compares what processor
+// each has used. Then both are left alone: what memory do they take for each of
+// the connections? (Goals 5a and 5c.)
+func BenchmarkBeat(b *testing.B) {
+	p := startPlant(b, plantConfig{nodes: 1, hosts: 0, slots: 1, fence: "30s", suspect: "10s"})
+	st, err := p.status()
+	if err != nil {
+		b.Fatal(err)
+	}
+	bare := exec.Command(os.Args[0])
+	bare.Env = append(os.Environ(), echoEnv+"=1")
+	in, err1 := bare.StdinPipe()
+	out, err2 := bare.StdoutPipe()
+	if err := errors.Join(err1, err2, bare.Start()); err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		_ = in.Close()
+		_ = bare.Wait()
+	}()
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		b.Fatal(err)
+	}
+	sides := [2]*beatSide{{addr: p.nodes[0].api, pid: p.nodes[0].cmd.Process.Pid}, {addr: strings.TrimSpace(addr), pid: bare.Process.Pid}}
+	for _, s := range sides {
+		s.part = &crowdSide{header: crowdHeader("secret-of-agent-for-tests", st.Cluster.Cluster)}
+		_, s.before = usage(b, s.pid)
+		for i := range beatAgents {
+			conn, err := net.Dial("tcp", s.addr)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer conn.Close()
+			body, _ := json.Marshal(api.Beat{
+				Host: fleet.HostID(fmt.Sprintf("crowd-%05d", i)), Boot: "boot", Incarnation: 1, Seq: 1,
+				Beat: lease.Beat{Version: 1 << 40, FenceAfter: crowdFence},
+			})
+			s.conns, s.bodies = append(s.conns, conn), append(s.bodies, body)
+		}
+	}
+	var ratios, ours, theirs []float64
+	for b.Loop() {
+		for range beatRounds {
+			us, bare := sides[0].beat(b), sides[1].beat(b)
+			ours, theirs, ratios = append(ours, us), append(theirs, bare), append(ratios, us/bare)
+		}
+	}
+	median := func(of []float64) float64 { slices.Sort(of); return of[len(of)/2] }
+	b.ReportMetric(median(ratios), "cpu/bare")
+	b.ReportMetric(ratios[0], "cpu/bare-min")
+	b.ReportMetric(ratios[len(ratios)-1], "cpu/bare-max")
+	b.ReportMetric(median(ours), "us-cpu")
+	b.ReportMetric(median(theirs), "us-cpu-bare")
+	for i, name := range []string{"KiB-conn", "KiB-conn-bare"} {
+		_, now := usage(b, sides[i].pid)
+		b.ReportMetric(float64(now-sides[i].before)/beatAgents/1024, name)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// beatSide is a server that beats are sent to.
+type beatSide struct {
+	part   *crowdSide
+	addr   string
+	pid    int
+	before int64 // memory
+	conns  []net.Conn
+	bodies [][]byte
+}
+
+// beat sends a round of beats, and returns the processor time of one, in
+// microseconds.
+func (s *beatSide) beat(b *testing.B) float64 {
+	b.Helper()
+	began, _ := usage(b, s.pid)
+	var all sync.WaitGroup
+	var failed atomic.Int64
+	const hands = 64
+	for h := range hands {
+		all.Go(func() {
+			for range beatsARound {
+				for i := h; i < beatAgents; i += hands {
+					if _, status, err := s.part.exchange(s.conns[i], time.Minute, "/v1/agent.beat", s.bodies[i]); err != nil || status != http.StatusOK {
+						failed.Add(1)
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	if n := failed.Load(); n > 0 {
+		b.Fatalf("%d beats were not answered", n)
+	}
+	ended, _ := usage(b, s.pid)
+	return float64((ended - began).Microseconds()) / (beatAgents * beatsARound)
 }

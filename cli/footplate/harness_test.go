@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 	if config := os.Getenv(crowdEnv); config != "" {
 		os.Exit(beCrowd(config))
 	}
+	if os.Getenv(echoEnv) != "" {
+		os.Exit(beEcho())
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "footplate-bin-")
 		if err != nil {
