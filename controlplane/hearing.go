@@ -98,7 +98,7 @@ func (l *listener) listen(ctx context.Context, v *state.View) loop.Heard {
 		answers := append(l.peers.testify(ctx, ask), api.Testimony{Node: l.node, Testimonies: l.ear.Testify(ask)})
 		l.book(func(b *order.Book) { b.Judge(&heard, v, q, answers, mono()) })
 	}
-	out := loop.Heard{Unstarted: heard.Unstarted, Hosts: make([]loop.Hearing, len(heard.Hosts))}
+	out := loop.Heard{Unstarted: heard.Unstarted, Next: heard.Next, Hosts: make([]loop.Hearing, len(heard.Hosts))}
 	for i, h := range heard.Hosts {
 		out.Hosts[i] = loop.Hearing(h)
 	}

@@ -875,7 +875,7 @@ func BenchmarkCrowd(b *testing.B) {
 			line += fmt.Sprintf("; %s cpu %.1fs rss %.0fM files %.0f", n.name, m.sum("process_cpu_seconds_total", ""),
 				m.sum("process_resident_memory_bytes", "")/1e6, m.sum("process_open_fds", ""))
 		}
-		b.Log(line)
+		fmt.Fprintln(os.Stderr, line) // a benchmark's own log is cut off
 		return r
 	}
 	say("joined")

@@ -102,6 +102,7 @@ func Run(ctx context.Context, cfg Config) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := newProvisioner(cfg)
+	var heard Heard // the watch loop's
 	loops := []struct {
 		name fleet.Loop
 		rest time.Duration // after it has done something
@@ -111,7 +112,8 @@ func Run(ctx context.Context, cfg Config) {
 		{fleet.LoopDispatch, 0, func(_ context.Context, v *state.View) []state.Command { return Dispatch(cfg.Now(), v) }},
 		{fleet.LoopProvision, 0, p.step},
 		{fleet.LoopWatch, 0, func(ctx context.Context, v *state.View) []state.Command {
-			return Watch(cfg.Now(), v, cfg.Listen(ctx, v))
+			heard = cfg.Listen(ctx, v)
+			return Watch(cfg.Now(), v, heard)
 		}},
 		{fleet.LoopDeliver, DeliverEvery, func(_ context.Context, v *state.View) []state.Command { return Deliver(cfg.Now(), v) }},
 		{fleet.LoopRetain, RetainEvery, func(_ context.Context, v *state.View) []state.Command { return Retain(cfg.Now(), v) }},
@@ -122,6 +124,9 @@ func Run(ctx context.Context, cfg Config) {
 		decided.at[i].Store(time.Now().UnixNano())
 		all.Go(func() {
 			r := runner{cfg: cfg, name: l.name, rest: l.rest, step: l.step, decided: &decided.at[i]}
+			if l.name == fleet.LoopWatch {
+				r.next = &heard.Next
+			}
 			r.run(ctx)
 		})
 	}
@@ -156,6 +161,7 @@ type runner struct {
 	rest    time.Duration
 	step    func(ctx context.Context, v *state.View) []state.Command
 	decided *atomic.Int64
+	next    *fleet.Duration // until the next step, as the last one has found; nil, or 0, when it has not
 }
 
 func (r *runner) run(ctx context.Context) {
@@ -176,7 +182,11 @@ func (r *runner) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait, cancel := context.WithTimeout(ctx, TickEvery)
+		tick := TickEvery
+		if r.next != nil && *r.next > 0 {
+			tick = min(tick, r.next.Std())
+		}
+		wait, cancel := context.WithTimeout(ctx, tick)
 		_, _ = r.cfg.WaitView(wait, v.Index) // also for what changed since the step
 		cancel()
 	}

@@ -17,6 +17,9 @@ type Heard struct {
 	// Unstarted are attempts that were delivered to their host, never reported,
 	// and can no longer start there.
 	Unstarted []fleet.AttemptID
+	// Next is how long it takes at least until there is more to know, if nothing
+	// is heard; 0 when that is not known.
+	Next fleet.Duration
 }
 
 // Hearing is what is known of one host.

@@ -30,6 +30,9 @@ type Heard struct {
 	// Unstarted are attempts that were given to their host, never reported, and
 	// can no longer start there.
 	Unstarted []fleet.AttemptID
+	// Next is how long it takes, if nothing is heard, until there is somebody more
+	// to ask about; 0 when there is nobody.
+	Next fleet.Duration
 	// Ask lists the hosts that this node has not heard for so long that their
 	// lease should be over: the other nodes are to be asked about them.
 	Ask   []api.TestifyHost
@@ -48,7 +51,15 @@ func (b *Book) Listen(v *state.View, silent func(fleet.Host) (fleet.Duration, bo
 		pool, _ := v.Pools.Get(h.Pool)
 		ago, known := silent(h)
 		// A lost host is asked about for as long as it may be replaced.
-		if ago >= pool.FenceAfter+lease.Margin(pool.FenceAfter) && (!h.Lost || pool.Provider != "none") {
+		left := pool.FenceAfter + lease.Margin(pool.FenceAfter) - ago
+		switch {
+		case left > 0:
+			out.due(left)
+		case !h.Lost && left > -askSoonFor:
+			// The others may have heard it a moment later than this node.
+			out.due(askSoon)
+		}
+		if left <= 0 && (!h.Lost || pool.Provider != "none") {
 			out.Ask = append(out.Ask, api.TestifyHost{Host: id, Boot: h.Boot, FenceAfter: pool.FenceAfter})
 			out.asked = append(out.asked, len(out.Hosts))
 		}
@@ -60,6 +71,20 @@ func (b *Book) Listen(v *state.View, silent func(fleet.Host) (fleet.Duration, bo
 		b.void[id] = struct{}{}
 	}
 	return out
+}
+
+// A host that this node has just come to think silent is asked about again after
+// askSoon, for askSoonFor.
+const (
+	askSoon    = 20 * fleet.Millisecond
+	askSoonFor = fleet.Second
+)
+
+// due notes that there is something to look at in d.
+func (h *Heard) due(d fleet.Duration) {
+	if h.Next == 0 || d < h.Next {
+		h.Next = d
+	}
 }
 
 // Judge notes whose lease is over, by what the nodes, this one among them, have

@@ -318,6 +318,34 @@ func TestLostByMajority(t *testing.T) {
 	}
 }
 
+// TestNextLook: the leader looks again when a host may have been silent for long
+// enough, and soon again while it is not agreed that it is.
+func TestNextLook(t *testing.T) {
+	w := newWorld(t)
+	w.log(catalog.AgentJoin, catalog.AgentJoinArgs{Host: "h2", Pool: "linux", Boot: "b1", Incarnation: 1})
+	need := 10*fleet.Second + lease.Margin(10*fleet.Second)
+	for _, c := range []struct {
+		h1, h2 fleet.Duration // silent for
+		want   fleet.Duration
+	}{
+		{0, fleet.Second, need - fleet.Second},
+		{need - 1, 0, 1},
+		{need, 0, askSoon},
+		{need + askSoonFor - 1, need - 1, 1},
+		{need + askSoonFor, need + fleet.Hour, 0}, // not soon: the others have said no for long
+	} {
+		h := w.book.Listen(w.view(), func(h fleet.Host) (fleet.Duration, bool) {
+			if h.ID == "h1" {
+				return c.h1, true
+			}
+			return c.h2, true
+		})
+		if h.Next != c.want {
+			t.Errorf("silent for %s and %s: the next look is in %s, want %s", c.h1, c.h2, h.Next, c.want)
+		}
+	}
+}
+
 // TestNotLostWhileAnOrderIsUnderWay: the lease of the host is over, but what it
 // was just given could begin under a new one.
 func TestNotLostWhileAnOrderIsUnderWay(t *testing.T) {

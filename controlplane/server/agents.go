@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -16,6 +15,9 @@ import (
 	"footplate/fleet"
 	"footplate/fleet/lease"
 )
+
+// joinsAtOnce is how many hosts are taken in at once.
+const joinsAtOnce = 256
 
 // syncPause is how soon after one look at the state the held syncs get the next;
 // it is longer when a look takes long.
@@ -191,7 +193,11 @@ func (s *Server) beat(w http.ResponseWriter, r *http.Request) error {
 	if !reply.Ack {
 		reply.Members, reply.Nodes = s.cfg.Members()
 	}
-	s.metrics.beats.WithLabelValues(fmt.Sprint(reply.Ack)).Inc()
+	if reply.Ack {
+		s.metrics.acknowledged.Inc()
+	} else {
+		s.metrics.refused.Inc()
+	}
 	return s.reply(w, reply)
 }
 
@@ -362,6 +368,17 @@ func (s *Server) join(ctx context.Context, q *api.Sync, via string) (leave bool,
 	join, leave := order.Join(s.cfg.View(), q)
 	if !join {
 		return leave, nil
+	}
+	// A fleet that starts all at once is taken in by and by: who has given up
+	// meanwhile, and asks again, must not stand in the way of the others twice.
+	select {
+	case s.joins <- struct{}{}:
+		defer func() { <-s.joins }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	if join, leave = order.Join(s.cfg.View(), q); !join || ctx.Err() != nil {
+		return leave, ctx.Err()
 	}
 	err = s.propose(ctx, catalog.AgentJoin, q.Host, via, catalog.AgentJoinArgs{
 		Host: q.Host, Pool: q.Pool, Launch: q.Launch, Boot: q.Boot, Incarnation: q.Incarnation, Slots: q.Slots, Version: q.Version,

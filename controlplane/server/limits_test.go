@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,6 +125,44 @@ func TestStreamOutlivesTheCrowd(t *testing.T) {
 		}
 	}
 }
+
+// TestCrowdTakesTurns: agents that ask in turn, and are a few too many, do not
+// each lose their connection every time.
+func TestCrowdTakesTurns(t *testing.T) {
+	t.Parallel()
+	const most, agents, rounds = 90, 100, 20
+	c := newCrowd(most, new(atomic.Int64))
+	conns := make([]*countedConn, agents)
+	dials := 0
+	for range rounds {
+		for i := range conns {
+			if conns[i] == nil || conns[i].closed {
+				if conns[i] != nil {
+					c.note(conns[i], http.StateClosed)
+				}
+				conns[i] = new(countedConn)
+				c.note(conns[i], http.StateNew)
+				dials++
+			}
+			c.note(conns[i], http.StateActive)
+			c.note(conns[i], http.StateIdle)
+		}
+	}
+	if dials > agents*rounds/2 {
+		t.Errorf("%d agents dialed %d times in %d rounds, where %d connections are allowed", agents, dials, rounds, most)
+	}
+	if c.open > agents {
+		t.Errorf("%d connections are counted", c.open)
+	}
+}
+
+// countedConn is a connection of which only the end matters.
+type countedConn struct {
+	net.Conn
+	closed bool
+}
+
+func (c *countedConn) Close() error { c.closed = true; return nil }
 
 // TestSlowloris: requests that never end are cut off, and keep nobody out.
 func TestSlowloris(t *testing.T) {

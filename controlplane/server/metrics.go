@@ -24,14 +24,17 @@ type metrics struct {
 	refusals        *series[counter] // by op
 	unauthenticated *counter
 	beats           *series[counter] // by whether they were acknowledged
+
+	acknowledged, refused *counter // of beats
 }
 
 func newMetrics(cfg *Config) *metrics {
-	none := newSeries[counter]()
+	none, beats := newSeries[counter](), newSeries[counter]("ack")
 	return &metrics{
 		cfg: cfg, begun: time.Now(),
 		requests: newSeries[counter]("op", "code"), seconds: newSeries[histogram]("kind"),
-		refusals: newSeries[counter]("op"), unauthenticated: none.WithLabelValues(), beats: newSeries[counter]("ack"),
+		refusals: newSeries[counter]("op"), unauthenticated: none.WithLabelValues(), beats: beats,
+		acknowledged: beats.WithLabelValues("true"), refused: beats.WithLabelValues("false"),
 	}
 }
 

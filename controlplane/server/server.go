@@ -157,6 +157,7 @@ type Server struct {
 	openAPI                               []byte
 	readTimeout, writeTimeout             time.Duration
 	maxConns                              int
+	joins                                 chan struct{}
 	waiting                               atomic.Int64 // agents that wait for a leader
 	outward                               atomic.Int64 // requests that are passed on, each over a connection
 }
@@ -172,7 +173,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fleet.Invalidf("node %q has no token for the other nodes", cfg.Node).WithHint("--node-token-file")
 	}
 	s := &Server{
-		cfg: cfg, log: cfg.Log, byPath: make(map[string]*op.Op), agents: new(agents),
+		cfg: cfg, log: cfg.Log, byPath: make(map[string]*op.Op), agents: new(agents), joins: make(chan struct{}, joinsAtOnce),
 		operations: newLane(512, cfg.TLS), agentLane: newLane(16384, cfg.TLS), streams: newLane(2048, cfg.TLS), peers: newLane(512, cfg.TLS),
 		readTimeout: readTimeout, writeTimeout: writeTimeout, maxConns: connsHere(),
 	}

@@ -1,62 +1,41 @@
 package agent
 
 import (
-	"encoding/json"
-	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"footplate/controlplane/api"
-	"footplate/fleet"
 )
 
-// TestTokenIsChanged: an agent whose token is not known any more reads the file
-// again, and goes on with what it finds there.
-func TestTokenIsChanged(t *testing.T) {
-	known := "the-first"
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer "+known {
-			w.WriteHeader(http.StatusUnauthorized)
-			_ = json.NewEncoder(w).Encode(api.Problem{Code: fleet.CodeDenied, Detail: "the token is not known"})
-		}
-	}))
-	defer srv.Close()
-	file := filepath.Join(t.TempDir(), "token")
-	write := func(secret string) {
-		t.Helper()
-		if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
-			t.Fatal(err)
+// TestSyncsGoToTheLeader: directly, once it is known, and through another node
+// when it is silent, for a while.
+func TestSyncsGoToTheLeader(t *testing.T) {
+	nodes := []api.NodeAddr{{Node: "n1", API: "http://1"}, {Node: "n2", API: "http://2"}, {Node: "n3", API: "http://3"}}
+	k := newCaller(Config{Host: "h1"})
+	for _, n := range nodes {
+		k.lead(n.Node, nodes)
+		if at := k.current(nodes); at != n.API {
+			t.Fatalf("%s leads, and syncs go to %s", n.Node, at)
 		}
 	}
-	k := newCaller(Config{Host: "h", Token: "the-first", TokenFile: file})
-	defer k.close()
-	call := func() error { return k.post(t.Context(), k.beats, srv.URL, "/", struct{}{}, nil) }
-	if err := call(); err != nil {
-		t.Fatal(err)
+	k.turn("http://3", true)
+	other := k.current(nodes)
+	if other == "http://3" {
+		t.Error("syncs go on to a node that was silent")
 	}
-	write("the-second")
-	if err := call(); err != nil {
-		t.Errorf("while the first is still known: %v", err)
+	k.lead("n3", nodes)
+	if at := k.current(nodes); at != other {
+		t.Errorf("syncs go to %s; the leader was silent a moment ago, and %s answered", at, other)
 	}
-	known = "the-second"
-	if err := call(); fleet.CodeOf(err) != fleet.CodeDenied {
-		t.Errorf("the first is not known any more: %v", err)
+	k.turn(other, false)
+	if at := k.current(nodes); at == other || at == "http://3" {
+		t.Errorf("%s has no leader to pass syncs on to, and they go to %s", other, at)
 	}
-	if err := call(); err != nil {
-		t.Errorf("with what is in the file: %v", err)
+	k.shun = 0
+	k.lead("n3", nodes)
+	if at := k.current(nodes); at != "http://3" {
+		t.Errorf("n3 leads, and was silent long ago: syncs go to %s", at)
 	}
-	known = "the-third"
-	write("")
-	for range 2 {
-		if err := call(); fleet.CodeOf(err) != fleet.CodeDenied {
-			t.Errorf("the file is empty: %v", err)
-		}
-	}
-	write("the-third")
-	_ = call()
-	if err := call(); err != nil {
-		t.Errorf("the file is mended: %v", err)
+	if at := k.current(nodes[2:]); at != "http://3" {
+		t.Errorf("there is only one node, and syncs go to %q", at)
 	}
 }
