@@ -77,8 +77,8 @@ func TestCommandsInDocuments(t *testing.T) {
 	p := &program{Session: Session{registry: ops}}
 	p.root = p.tree()
 	// What main adds parses its own flags; usage lines have no values.
-	other := regexp.MustCompile(`^(dev|server|agent|chat|bot|tls|help|reference|completion)\b`)
-	usage := regexp.MustCompile(`\[|\b[A-Z]{2,}\b`)
+	other := regexp.MustCompile(`^(dev|server|agent|chat|bot|tls|postgres|help|reference|completion)\b`)
+	usage := regexp.MustCompile(`\$\d|\[|\b[A-Z]{2,}\b`)
 	for _, name := range []string{"README.md", "OPERATIONS.md"} {
 		lines := commandLines(readDoc(t, name))
 		if len(lines) < 10 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -192,6 +193,39 @@ func (k *Keeper) RenewAt() time.Time {
 		return time.Time{}
 	}
 	return own.Leaf.NotAfter.Add(-own.Leaf.NotAfter.Sub(own.Leaf.NotBefore) / 3)
+}
+
+// Superseded reports whether the own certificate does not go back to the first
+// authority in the file: the cluster changes its authority, and it is time for
+// another certificate.
+func (k *Keeper) Superseded() bool {
+	own := k.now.Load().own
+	if own == nil || own.Leaf == nil {
+		return false
+	}
+	raw, err := os.ReadFile(k.Authority())
+	if err != nil {
+		return false
+	}
+	first, _ := pem.Decode(raw)
+	if first == nil {
+		return false
+	}
+	ca, err := x509.ParseCertificate(first.Bytes)
+	if err != nil {
+		return false
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(ca)
+	for _, der := range own.Certificate[1:] {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			between.AddCert(c)
+		}
+	}
+	_, err = own.Leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: own.Leaf.NotBefore.Add(early), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	return err != nil
 }
 
 var errNone = errors.New("this process has no certificate of its own")

@@ -14,7 +14,7 @@ import (
 
 // renewEvery is how often the agent looks whether its certificate must be
 // renewed, and tries again when that failed.
-const renewEvery = time.Minute
+const renewEvery = 15 * time.Second
 
 // enrol makes sure that the agent has a certificate, when it is to come with
 // one. The key is made here and stays here. Asked again with the same key, the
@@ -87,12 +87,13 @@ func (a *Agent) certificate(ctx context.Context, call *caller, addr, path string
 	return got, a.cfg.TLS.Reload()
 }
 
-// renew keeps the certificate from ending, until work ends.
+// renew keeps the certificate from ending, and from going back to an authority
+// that is replaced, until work ends.
 func (a *Agent) renew(work context.Context) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
 	for {
-		if at := a.cfg.TLS.RenewAt(); !at.IsZero() && time.Now().After(at) {
+		if at := a.cfg.TLS.RenewAt(); !at.IsZero() && (time.Now().After(at) || a.cfg.TLS.Superseded()) {
 			if err := a.renewOnce(work); err == nil {
 				a.log.Info("the certificate is renewed", "ends", a.cfg.TLS.Ends())
 			} else if work.Err() == nil {
