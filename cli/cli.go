@@ -47,9 +47,25 @@ const exitInterrupted = 130
 type Command struct {
 	Name, Short string
 	Make        func() *cobra.Command
+	Reads       []Variable // of the environment, beside the flags
 	// Offline, in the place of Make, is a form of the operation Name that asks no
 	// server: it runs when the operation is given arguments by position.
 	Offline func(ctx context.Context, s Surface, args []string) error
+}
+
+// Variable is a variable of the environment that is a setting.
+type Variable struct{ Name, Help string }
+
+// variables are those that the CLI itself reads.
+func variables() []Variable {
+	return []Variable{
+		{"FOOTPLATE_ADDR", "URLs of the nodes, with commas between"},
+		{"FOOTPLATE_TOKEN", "who you are"},
+		{"FOOTPLATE_CA", "the cluster's ca.pem, or its folder, when the nodes have TLS"},
+		{"FOOTPLATE_CONTEXT", "a YAML file with addr, token and ca, which are used where nothing else says them; footplate/context.yaml in the user's configuration folder when left out"},
+		{"NO_COLOR", "no colors, when it is not empty"},
+		{"TERM", "no colors, when it is dumb"},
+	}
 }
 
 // Main runs the program and returns its exit code.

@@ -10,12 +10,16 @@ import (
 	"footplate/fleet"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // The reference stands between these lines of a document.
 const (
 	referenceBegin = "<!-- operations:begin -->\n"
 	referenceEnd   = "<!-- operations:end -->\n"
+
+	configurationBegin = "<!-- configuration:begin -->\n"
+	configurationEnd   = "<!-- configuration:end -->\n"
 )
 
 // referenceCommand is "footplate reference": for those who write documents, so
@@ -23,9 +27,12 @@ const (
 func (p *program) referenceCommand() *cobra.Command {
 	var file string
 	c := &cobra.Command{
-		Use: "reference", Short: "print the reference of the operations, in Markdown", Args: cobra.NoArgs, Hidden: true,
+		Use: "reference", Short: "print the references of the operations and of the configuration, in Markdown", Args: cobra.NoArgs, Hidden: true,
 		RunE: func(*cobra.Command, []string) error {
 			if file == "" {
+				if err := p.writeConfiguration(p.out); err != nil {
+					return err
+				}
 				return WriteReference(p.out, p.registry)
 			}
 			old, err := os.ReadFile(file)
@@ -34,6 +41,13 @@ func (p *program) referenceCommand() *cobra.Command {
 			}
 			doc, err := withReference(string(old), p.registry)
 			if err != nil {
+				return err
+			}
+			var b strings.Builder
+			if err := p.writeConfiguration(&b); err != nil {
+				return err
+			}
+			if doc, err = between(doc, configurationBegin, configurationEnd, b.String()); err != nil {
 				return err
 			}
 			if doc == string(old) {
@@ -51,17 +65,80 @@ func (p *program) referenceCommand() *cobra.Command {
 
 // withReference returns doc with the reference between its markers.
 func withReference(doc string, r *op.Registry) (string, error) {
-	head, rest, ok := strings.Cut(doc, referenceBegin)
-	_, tail, ok2 := strings.Cut(rest, referenceEnd)
-	if !ok || !ok2 {
-		return "", fleet.Invalidf("the document has no place for the reference").
-			WithHint("it stands between the lines %s and %s", strings.TrimSpace(referenceBegin), strings.TrimSpace(referenceEnd))
-	}
 	var b strings.Builder
 	if err := WriteReference(&b, r); err != nil {
 		return "", err
 	}
-	return head + referenceBegin + "\n" + strings.TrimRight(b.String(), "\n") + "\n\n" + referenceEnd + tail, nil
+	return between(doc, referenceBegin, referenceEnd, b.String())
+}
+
+// between returns doc with text between two of its lines.
+func between(doc, begin, end, text string) (string, error) {
+	head, rest, ok := strings.Cut(doc, begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return "", fleet.Invalidf("the document has no place for the reference").
+			WithHint("it stands between the lines %s and %s", strings.TrimSpace(begin), strings.TrimSpace(end))
+	}
+	return head + begin + "\n" + strings.TrimRight(text, "\n") + "\n\n" + end + tail, nil
+}
+
+// writeConfiguration writes the settings of the program in Markdown: what the
+// processes are started with. What an operator may want to change at three in the
+// morning is not among them: it is replicated, and has operations.
+func (p *program) writeConfiguration(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString("### The CLI\n\n")
+	b.WriteString("| flag | meaning |\n| --- | --- |\n")
+	for _, f := range programFlags() {
+		fmt.Fprintf(&b, "| `--%s` | %s |\n", f.name, cellMD(f.help))
+	}
+	b.WriteByte('\n')
+	writeVariables(&b, variables())
+	for _, c := range p.extra {
+		made := c.Make()
+		for _, sub := range append([]*cobra.Command{made}, made.Commands()...) {
+			name, short := c.Name, c.Short
+			if sub != made {
+				name, short = c.Name+" "+sub.Name(), sub.Short
+			} else if made.HasSubCommands() {
+				continue
+			}
+			fmt.Fprintf(&b, "### footplate %s\n\n%s%s.\n\n", name, strings.ToUpper(short[:1]), short[1:])
+			var flags strings.Builder
+			sub.LocalFlags().VisitAll(func(f *pflag.Flag) {
+				if !f.Hidden && f.Name != "help" {
+					fmt.Fprintf(&flags, "| `--%s` | %s | %s |\n", f.Name, cellMD(defaultOf(f)), cellMD(f.Usage))
+				}
+			})
+			if flags.Len() > 0 {
+				fmt.Fprintf(&b, "| flag | default | meaning |\n| --- | --- | --- |\n%s\n", &flags)
+			}
+			writeVariables(&b, c.Reads)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// defaultOf returns what a flag is when it is left out; "" when that is nothing,
+// or depends on the machine.
+func defaultOf(f *pflag.Flag) string {
+	if name, _ := os.Hostname(); f.DefValue == "false" || f.DefValue == "[]" || f.DefValue == "0s" || f.DefValue == name {
+		return ""
+	}
+	return f.DefValue
+}
+
+func writeVariables(b *strings.Builder, list []Variable) {
+	if len(list) == 0 {
+		return
+	}
+	b.WriteString("| environment | meaning |\n| --- | --- |\n")
+	for _, v := range list {
+		fmt.Fprintf(b, "| `%s` | %s |\n", v.Name, cellMD(v.Help))
+	}
+	b.WriteByte('\n')
 }
 
 // WriteReference writes the reference of the operations in Markdown, as it

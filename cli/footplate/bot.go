@@ -67,6 +67,17 @@ FOOTPLATE_SLACK_APP_TOKEN for Socket Mode or FOOTPLATE_SLACK_SIGNING_SECRET for 
 	return c
 }
 
+// slackReads are the settings of Slack in the environment.
+func slackReads() []cli.Variable {
+	return []cli.Variable{
+		{Name: slack.EnvBotToken, Help: "the app's Bot User OAuth Token (xoxb-); without any of these there is no Slack"},
+		{Name: slack.EnvAppToken, Help: "the app-level token (xapp-), for Socket Mode"},
+		{Name: slack.EnvSigningSecret, Help: "the app's signing secret, for HTTP; the path is " + slack.Path},
+		{Name: slack.EnvChannel, Help: "the id of the channel in which everything is logged"},
+		{Name: slack.EnvAPIURL, Help: "URL of the Web API, for proxies and tests; Slack's own when left out"},
+	}
+}
+
 // slackSide is Slack, and the bot that answers there.
 type slackSide struct {
 	slack   *slack.Slack

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"footplate/cli"
 	"footplate/controlplane/archive/postgres"
 	"footplate/fleet"
 
@@ -14,6 +15,10 @@ import (
 
 // envPostgres names the shared archive.
 const envPostgres = "FOOTPLATE_POSTGRES_URL"
+
+func postgresReads() []cli.Variable {
+	return []cli.Variable{{Name: envPostgres, Help: "URL of the shared archive, with user and password; none when left out"}}
+}
 
 // postgresCommand is "footplate postgres": the tables of the shared archive.
 func postgresCommand() *cobra.Command {

@@ -25,6 +25,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// serverReads are the settings of a node in the environment.
+func serverReads() []cli.Variable {
+	return append(append(postgresReads(), slackReads()...),
+		cli.Variable{Name: "GOGC", Help: "how the Go runtime collects garbage; 400 when left out"},
+		cli.Variable{Name: "NOTIFY_SOCKET", Help: "set by systemd, which is told when the node is up"},
+	)
+}
+
 // serverCommand is "footplate server": a node of the control plane.
 func serverCommand() *cobra.Command {
 	var cfg controlplane.Config

@@ -1,0 +1,574 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"footplate/bot/slack/slacktest"
+	"footplate/controlplane/catalog"
+	"footplate/fleet"
+)
+
+// The rehearsal plays OPERATIONS.md as it is written. The document's machines are
+// n1, n2 and n3 (nodes), build-1 and build-2 (hosts), db (PostgreSQL), and the desk
+// of whoever types. Each of them but the desk is a real systemd, as pid 1 of
+// namespaces of its own, over an overlay of this machine, with an address of its own
+// on a bridge: the units are started by the systemctl of the document.
+//
+// A block of the document is played when the line before it says where:
+//
+//	<!-- at desk -->
+//
+// A block without prompts is a script, and must end with 0. In a block with prompts
+// ("$ footplate ...") each command must show what stands below it: figures, ids and
+// times may differ, lines of three dots stand for any lines. What only looks is
+// repeated until it does, for a while. What begins with "error:" must fail.
+//
+// What stands in for something: ssh and scp enter the machines (testdata/rehearsal),
+// and the Slack of the document is slacktest. Both are in substitutions.
+var substitutions = []struct{ written, played string }{
+	{"xoxb-...", slacktest.BotToken},
+	{"xapp-...", slacktest.AppToken + "\nFOOTPLATE_SLACK_API_URL=http://" + deskAddr + ":8080"},
+	{"C0123456789", opsChannel},
+}
+
+// deskAddr is the desk's address, and of Slack.
+const deskAddr = "10.0.0.100"
+
+// machines are the document's, with the last byte of their addresses.
+var machines = []struct {
+	name string
+	last int
+}{{"n1", 1}, {"n2", 2}, {"n3", 3}, {"db", 9}, {"build-1", 11}, {"build-2", 12}}
+
+// The environment of the process that plays, in namespaces of its own.
+const (
+	rehearsing  = "FOOTPLATE_REHEARSAL"        // is set there
+	rehearsalCG = "FOOTPLATE_REHEARSAL_CGROUP" // the cgroup of its machines
+)
+
+// TestOperations plays the procedures of OPERATIONS.md on machines with systemd.
+func TestOperations(t *testing.T) {
+	if os.Getenv(rehearsing) != "" {
+		play(t)
+		return
+	}
+	cg, err := rehearsalCgroup()
+	if err == nil {
+		defer removeCgroup(cg)
+		_, err = os.Stat("/lib/systemd/systemd")
+	}
+	if err == nil {
+		var out []byte
+		if out, err = exec.Command("unshare", append(slices.Clone(apart), "true")...).CombinedOutput(); err != nil {
+			err = fmt.Errorf("unshare: %w: %s", err, out)
+		}
+	}
+	if err != nil {
+		t.Log(err)
+		need(t, "systemd", false)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	args := append(slices.Clone(apart), os.Args[0], "-test.run", "^TestOperations$", "-test.v", "-test.timeout", "10m")
+	cmd := exec.CommandContext(ctx, "unshare", args...)
+	cmd.Env = append(os.Environ(), rehearsing+"=1", rehearsalCG+"="+cg)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}
+
+// apart are the namespaces of a rehearsal: when its process ends, all that it
+// started does.
+var apart = []string{"--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net", "--ipc", "--propagation", "private"}
+
+// rehearsalCgroup makes a cgroup (version 2) for the machines.
+func rehearsalCgroup() (string, error) {
+	if os.Geteuid() != 0 {
+		return "", errors.New("only root can make machines")
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[2] == "cgroup2" {
+			dir := filepath.Join(f[1], fmt.Sprintf("footplate-rehearsal-%d", os.Getpid()))
+			return dir, os.Mkdir(dir, 0o755)
+		}
+	}
+	return "", errors.New("there is no cgroup of version 2")
+}
+
+// removeCgroup removes a cgroup and those in it, whose processes have ended.
+func removeCgroup(dir string) {
+	var all []string
+	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, _ error) error {
+		if e != nil && e.IsDir() {
+			all = append(all, path)
+		}
+		return nil
+	})
+	slices.Reverse(all)
+	for _, d := range all {
+		_ = os.Remove(d)
+	}
+}
+
+// rehearsal is a play of the document.
+type rehearsal struct {
+	t     *testing.T
+	dir   string // the desk
+	tool  string // where ssh, scp and the pids of the machines are
+	slack *slacktest.Server
+	loud  bool
+}
+
+func play(t *testing.T) {
+	r := &rehearsal{t: t, dir: filepath.Join(t.TempDir(), "desk"), tool: t.TempDir()}
+	began := time.Now()
+	r.setStage()
+	t.Logf("%s: the machines are up", time.Since(began).Round(100*time.Millisecond))
+	var err error
+	if r.slack, err = slacktest.Start(slacktest.Config{Listen: deskAddr + ":8080"}); err != nil {
+		t.Fatal(err)
+	}
+	defer r.slack.Close()
+
+	var w *watcher
+	for _, b := range played(r.document()) {
+		at := time.Now()
+		if b.watch && w == nil {
+			w = r.watch()
+		}
+		if !r.block(b) {
+			r.journals()
+			t.FailNow()
+		}
+		t.Logf("%s: line %d at %s took %s", time.Since(began).Round(100*time.Millisecond), b.line, b.at, time.Since(at).Round(100*time.Millisecond))
+	}
+	if w == nil {
+		t.Fatal("no block says from where on builds and callers are watched")
+	}
+	w.end()
+	r.afterwards()
+}
+
+// afterwards asks whether all works still: a command from Slack by the bot's new
+// secret, its line in the channel, and the record in every place.
+func (r *rehearsal) afterwards() {
+	defer func() {
+		if r.t.Failed() {
+			r.journals()
+		}
+	}()
+	var err error
+	if !eventually(60*time.Second, func() bool {
+		err = r.slack.Slash("U0ALICE", opsChannel, "org set from-slack --slots 3")
+		return err == nil
+	}) {
+		r.t.Errorf("Slack's commands are not answered: %v", err)
+	}
+	r.t.Logf("%d lines of the record are in Slack", len(inSlack(r.slack)))
+	line := `made org "from-slack"`
+	if !eventually(60*time.Second, func() bool {
+		return slices.ContainsFunc(r.slack.Messages(opsChannel), func(m slacktest.Message) bool { return strings.Contains(m.Text, line) })
+	}) {
+		r.t.Errorf("the channel in Slack does not say: %s", line)
+	}
+	if out, err := r.run("footplate audit verify --peers --postgres"); err != nil {
+		r.t.Errorf("audit verify: %v\n%s", err, out)
+	}
+}
+
+// setStage boots the machines and gives them a network.
+func (r *rehearsal) setStage() {
+	t := r.t
+	source, err := filepath.Abs("testdata/rehearsal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.sh(`mkdir -p "$DESK" && cp "$SOURCE"/* "$TOOL" && cp -r ../../deploy "$DESK" && cp "$BINARY" "$DESK/footplate"
+		ip link set lo up; ip link add lan type bridge; ip addr add `+deskAddr+`/24 dev lan; ip link set lan up
+		mount -t tmpfs tmpfs /root; umask 022
+		for n in 1 2 3; do echo "10.0.0.$n n$n"; done | cat /etc/hosts - > "$TOOL/hosts"; mount --bind "$TOOL/hosts" /etc/hosts`,
+		"SOURCE="+source, "BINARY="+r.build("v1.0.0"))
+	var booting sync.WaitGroup
+	failed := make([]error, len(machines))
+	for i, m := range machines {
+		booting.Go(func() { failed[i] = r.boot(m.name, m.last) })
+	}
+	booting.Wait()
+	if err := errors.Join(failed...); err != nil {
+		t.Fatal(err)
+	}
+	// The database is the document's condition, not its procedure.
+	r.sh(`ssh db '
+		pg_dropcluster 15 main 2>/dev/null
+		pg_createcluster 15 main -- --auth-host=scram-sha-256 -E UTF8 --locale=C.UTF-8 --no-sync &&
+		echo "host all all 10.0.0.0/24 scram-sha-256" >> /etc/postgresql/15/main/pg_hba.conf &&
+		echo "listen_addresses = '"'*'"'" >> /etc/postgresql/15/main/postgresql.conf &&
+		systemctl start postgresql@15-main'`)
+}
+
+// build builds the program as another version.
+func (r *rehearsal) build(version string) string {
+	r.t.Helper()
+	to := filepath.Join(r.tool, "footplate-"+version)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X footplate/cli.Version="+version, "-o", to, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		r.t.Fatalf("build %s: %v\n%s", version, err, out)
+	}
+	return to
+}
+
+// boot boots a machine, and waits until its systemd answers.
+func (r *rehearsal) boot(name string, last int) error {
+	log, err := os.Create(filepath.Join(r.tool, name+".boot"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cg := filepath.Join(os.Getenv(rehearsalCG), name)
+	if err := os.Mkdir(cg, 0o755); err != nil {
+		return err
+	}
+	cmd := exec.Command("bash", "-c", `echo $$ > "$0/cgroup.procs" && exec unshare --pid --fork --mount --uts --ipc --net --cgroup --propagation private "$1/machine" "$2" "$1/$2"`,
+		cg, r.tool, name)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	children := fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid)
+	var pid string
+	if !eventually(10*time.Second, func() bool {
+		b, _ := os.ReadFile(children)
+		pid = strings.TrimSpace(string(b))
+		return pid != "" && !strings.Contains(pid, " ")
+	}) {
+		return fmt.Errorf("%s is not started", name)
+	}
+	if err := os.WriteFile(filepath.Join(r.tool, name+".pid"), []byte(pid), 0o644); err != nil {
+		return err
+	}
+	link := "v" + strconv.Itoa(last)
+	if out, err := r.run(fmt.Sprintf(`ip link add %[1]s type veth peer name eth0 netns %[2]s && ip link set %[1]s master lan up &&
+		nsenter -t %[2]s -n ip addr add 10.0.0.%[3]d/24 dev eth0 && nsenter -t %[2]s -n ip link set eth0 up`, link, pid, last)); err != nil {
+		return fmt.Errorf("the network of %s: %w: %s", name, err, out)
+	}
+	var state []byte
+	if !eventually(60*time.Second, func() bool {
+		state, _ = r.run("ssh " + name + " systemctl is-system-running")
+		return strings.TrimSpace(string(state)) == "running"
+	}) {
+		b, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("%s does not boot: %s\n%s", name, state, b)
+	}
+	return nil
+}
+
+// run runs a script at the desk, with what earlier ones have exported.
+func (r *rehearsal) run(script string, env ...string) ([]byte, error) {
+	return r.runFor(3*time.Minute, script, env...)
+}
+
+func (r *rehearsal) runFor(most time.Duration, script string, env ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-c", `[ ! -f "$TOOL/env" ] || . "$TOOL/env"; cd "$DESK" 2>/dev/null || true
+`+script)
+	cmd.Env = append([]string{
+		"PATH=" + r.tool + ":" + r.dir + ":" + os.Getenv("PATH"), "HOME=" + r.dir, "DESK=" + r.dir, "TOOL=" + r.tool, "REHEARSAL=" + r.tool,
+		"LANG=C.UTF-8", "TZ=UTC",
+	}, env...)
+	if len(env) > 0 { // it has not got a desk yet
+		cmd.Dir, _ = os.Getwd()
+		cmd.Args[2] = script
+	}
+	cmd.WaitDelay = time.Second
+	return cmd.CombinedOutput()
+}
+
+func (r *rehearsal) sh(script string, env ...string) {
+	r.t.Helper()
+	if out, err := r.run(script, env...); err != nil {
+		r.t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+}
+
+// played returns the blocks of a document that are played, in their order.
+type block struct {
+	line  int
+	at    string
+	lines []string
+	watch bool // from here on builds and callers are watched
+}
+
+var placed = regexp.MustCompile(`^<!-- at ([a-z0-9-]+)(, and watch)? -->$`)
+
+func played(doc string) (out []block) {
+	lines := strings.Split(doc, "\n")
+	for i := 0; i < len(lines); i++ {
+		m := placed.FindStringSubmatch(lines[i])
+		if m == nil {
+			continue
+		}
+		b := block{line: i + 1, at: m[1], watch: m[2] != ""}
+		for i++; i < len(lines) && lines[i] == ""; i++ {
+		}
+		for ; i < len(lines) && (strings.HasPrefix(lines[i], "    ") || lines[i] == ""); i++ {
+			b.lines = append(b.lines, strings.TrimPrefix(lines[i], "    "))
+		}
+		i--
+		out = append(out, b)
+	}
+	return out
+}
+
+func (r *rehearsal) document() string {
+	b, err := os.ReadFile("../../OPERATIONS.md")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// step is a command with what it shows, or a script.
+type step struct {
+	command string
+	shows   []string
+	prompt  bool
+}
+
+// prompt is where somebody types; the log of a build has the like of it.
+var prompt = regexp.MustCompile(`^\$ (footplate|FOOTPLATE_\w+=|ssh|psql) ?`)
+
+func (b block) steps() (out []step) {
+	for _, l := range b.lines {
+		if prompt.MatchString(l) {
+			out = append(out, step{command: l[2:], prompt: true})
+			continue
+		}
+		if len(out) == 0 {
+			out = append(out, step{})
+		}
+		last := &out[len(out)-1]
+		switch {
+		case !last.prompt || len(last.shows) == 0 && strings.HasSuffix(last.command, "\\"):
+			last.command += "\n" + l
+		case l != "":
+			last.shows = append(last.shows, l)
+		}
+	}
+	return out
+}
+
+// looks is what may be repeated until it shows what is expected.
+var looks = regexp.MustCompile(`^(ssh \S+ '?)?(footplate (\S+ ){1,2}(list|show|status|verify|tail|why|whoami)\b|systemctl (status|is-active)|curl|journalctl|psql|cat .*openssl verify)`)
+
+// block plays a block, and reports whether all was as it is written.
+func (r *rehearsal) block(b block) bool {
+	for _, s := range b.steps() {
+		script := s.command
+		for _, s := range substitutions {
+			script = strings.ReplaceAll(script, s.written, s.played)
+		}
+		if b.at == "desk" {
+			script = "set -eo pipefail\n" + script + "\n{ export -p; declare -f; } > \"$TOOL/env.new\" && mv \"$TOOL/env.new\" \"$TOOL/env\""
+		} else {
+			script = "ssh " + b.at + " " + quoted("set -eo pipefail\n"+script)
+		}
+		var out []byte
+		var err error
+		why := ""
+		try := func() bool {
+			out, err = r.run(script)
+			fails := len(s.shows) > 0 && strings.HasPrefix(s.shows[0], "error:")
+			switch {
+			case err != nil && !fails:
+				why = err.Error()
+			case err == nil && fails:
+				why = "it did not fail"
+			case s.prompt:
+				why = differs(string(out), s.shows)
+			default:
+				why = ""
+			}
+			return why == ""
+		}
+		ok := false
+		if s.prompt && looks.MatchString(s.command) {
+			ok = eventually(45*time.Second, try)
+		} else {
+			ok = try()
+		}
+		if !ok {
+			r.t.Errorf("OPERATIONS.md, block of line %d, at %s:\n$ %s\n%s\n--- shows\n%s--- instead of\n%s\n", b.line, b.at, s.command, why, out, strings.Join(s.shows, "\n"))
+			return false
+		}
+	}
+	return true
+}
+
+func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// plain makes of a line what is the same in every play: figures, ids, times and
+// who leads differ.
+func plain(line string) string {
+	for _, p := range []struct{ what, is string }{
+		{`fp_[0-9a-f]+`, "fp_"}, {`\b\d+:[0-9a-f]{8}\b`, "-"}, {`\b[0-9a-f]{8,}\b`, "0"}, {`\b(leader|follower)\b`, "role"}, {`\b(\d+(ms|µs|us|[dhms])){1,4}\b`, "0s"}, {`\d+`, "0"}, {`[\s-]+`, " "},
+	} {
+		line = regexp.MustCompile(p.what).ReplaceAllString(line, p.is)
+	}
+	return strings.TrimSpace(line)
+}
+
+// differs says which line is not there, in the order of the document; "" when all
+// are. What the document leaves out at the end is left out.
+func differs(out string, want []string) string {
+	got := slices.DeleteFunc(strings.Split(out, "\n"), func(l string) bool { return strings.TrimSpace(l) == "" })
+	i, skip := 0, false
+	for _, w := range want {
+		if strings.TrimSpace(w) == "..." {
+			skip = true
+			continue
+		}
+		for skip && i < len(got) && !same(got[i], w) {
+			i++
+		}
+		if i >= len(got) || !same(got[i], w) {
+			return "there is no line: " + w
+		}
+		i, skip = i+1, false
+	}
+	if i < len(got) && !skip && len(want) > 0 {
+		return "there is also: " + got[i]
+	}
+	return ""
+}
+
+func same(got, want string) bool {
+	g, w := plain(got), plain(want)
+	if start, ok := strings.CutSuffix(w, "..."); ok {
+		return strings.HasPrefix(g, strings.TrimSpace(start))
+	}
+	return g == w
+}
+
+// eventually tries something until it is so, and reports whether it was in time.
+func eventually(most time.Duration, ok func() bool) bool {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(most); ; <-tick.C {
+		if ok() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
+
+// journals shows the end of the logs of the machines.
+func (r *rehearsal) journals() {
+	for _, m := range machines {
+		out, _ := r.run("ssh " + m.name + " 'journalctl -n 25 --no-pager -u footplate-server -u footplate-agent -o cat'")
+		r.t.Logf("journal of %s:\n%s", m.name, out)
+	}
+}
+
+// watcher looks at what the procedures cost: a build that runs all the while on
+// each host, and a caller.
+type watcher struct {
+	r       *rehearsal
+	builds  []fleet.BuildID
+	stop    context.CancelFunc
+	done    chan struct{}
+	calls   atomic.Int64
+	failed  []string
+	longest time.Duration
+}
+
+// callerPatience is the longest that an operation may take while secrets are
+// changed and nodes are started anew one by one: an election and some.
+const callerPatience = 10 * time.Second
+
+func (r *rehearsal) watch() *watcher {
+	w := &watcher{r: r, done: make(chan struct{})}
+	for range 2 {
+		out, err := r.run("footplate build submit --org acme --pool linux --run 'while :; do sleep 1; done' -o name")
+		id, perr := strconv.ParseUint(strings.TrimSpace(string(out)), 10, 64)
+		if err != nil || perr != nil {
+			r.t.Fatalf("submit: %v: %s", err, out)
+		}
+		w.builds = append(w.builds, fleet.BuildID(id))
+	}
+	out, err := r.run(`footplate access token create watcher --role operator 2>/dev/null | sed -n 's/^secret //p'`)
+	if err != nil {
+		r.t.Fatalf("a token of its own: %v: %s", err, out)
+	}
+	// Of its own: the desk's is replaced.
+	env := fmt.Sprintf("FOOTPLATE_TOKEN=%s ", strings.TrimSpace(string(out)))
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	go func() {
+		defer close(w.done)
+		for n := 0; ctx.Err() == nil; n++ {
+			at := time.Now()
+			out, err := r.run(env + fmt.Sprintf("footplate org set watched --slots %d", 1+n%9))
+			if took := time.Since(at); took > w.longest {
+				w.longest = took
+			}
+			if err != nil {
+				w.failed = append(w.failed, fmt.Sprintf("%s: %v: %s", at.Format(time.TimeOnly), err, out))
+			}
+			w.calls.Add(1)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}()
+	return w
+}
+
+// end says what was seen.
+func (w *watcher) end() {
+	w.stop()
+	<-w.done
+	t := w.r.t
+	for _, id := range w.builds {
+		out, err := w.r.run(fmt.Sprintf("footplate build show %s -o json", id))
+		var d catalog.BuildDetail
+		if err == nil {
+			err = json.Unmarshal(out, &d)
+		}
+		if err != nil || d.State != "running" || d.Attempts != 1 {
+			t.Errorf("build %s, which was to run all the while: %v\n%s", id, err, out)
+		}
+	}
+	t.Logf("%d operations while it was played, the longest took %s", w.calls.Load(), w.longest.Round(time.Millisecond))
+	if len(w.failed) > 0 {
+		t.Errorf("%d of %d operations failed, the first:\n%s", len(w.failed), w.calls.Load(), w.failed[0])
+	}
+	if w.longest > callerPatience {
+		t.Errorf("an operation took %s", w.longest)
+	}
+}
