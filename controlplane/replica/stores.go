@@ -222,7 +222,7 @@ func openStores(dir string, want Cluster, log *slog.Logger) (_ *stores, _ Cluste
 	meta := new(metadb.BoltMetaDB)
 	closers = append(closers, meta.Close)
 	logs := filepath.Join(dir, logDir)
-	segments := segments{segment.NewFiler(logs, walfs.New())}
+	segments := segments{segment.NewFiler(logs, files{walfs.New()})}
 	if err := segments.mend(logs, meta, log); err != nil {
 		return nil, Cluster{}, fmt.Errorf("open log in %s: %w", logs, err)
 	}
