@@ -169,7 +169,10 @@ func (e *Entry) digest() string {
 		b = append(b, ':')
 		b = append(b, s...)
 	}
-	num := func(n uint64) { str(strconv.FormatUint(n, 10)) }
+	num := func(n uint64) {
+		var digits [20]byte
+		str(string(strconv.AppendUint(digits[:0], n, 10)))
+	}
 	num(uint64(e.N))
 	num(e.Index)
 	num(uint64(e.At))
@@ -186,7 +189,8 @@ func (e *Entry) digest() string {
 
 	b = append(b[:0], e.Prev...)
 	b = append(b, head[:]...)
-	salt, _ := hex.DecodeString(e.Salt)
+	var buf [128]byte
+	salt, _ := hex.AppendDecode(buf[:0], []byte(e.Salt))
 	salts := sha512.Sum512(salt)
 	const quarter = len(salts) / len(entryFields)
 	for i, name := range entryFields {
@@ -207,8 +211,8 @@ func (e *Entry) digest() string {
 }
 
 func entryLeaf(salt []byte, value string) [sha256.Size]byte {
-	b := make([]byte, 0, len(salt)+len(value))
-	b = append(b, salt...)
+	var buf [512]byte // most fit; more is put elsewhere
+	b := append(buf[:0], salt...)
 	b = append(b, value...)
 	return sha256.Sum256(b)
 }

@@ -63,6 +63,7 @@ type Archive struct {
 	changed chan struct{}   // closed and replaced when anything below changes
 	queue   [][]fleet.Entry // as Append was given them
 	queued  int             // entries in queue
+	joined  []fleet.Entry   // what next joined, to be used again
 	fills   []*fill
 	taken   uint64 // entries ever queued
 	written uint64 // of these, those that the writer is done with
@@ -417,6 +418,7 @@ func (a *Archive) work() (more bool) {
 	if done > 0 {
 		a.queue[0] = a.queue[0][done:]
 		a.queued -= done
+		clear(a.joined) // no longer needed: none may be kept from the collector
 		if len(a.queue[0]) == 0 {
 			a.queue = a.queue[1:]
 		}
@@ -446,7 +448,11 @@ func (a *Archive) next() []fleet.Entry {
 		n++
 	}
 	if n > 1 {
-		a.queue = append([][]fleet.Entry{slices.Concat(a.queue[:n]...)}, a.queue[n:]...)
+		a.joined = a.joined[:0]
+		for _, entries := range a.queue[:n] { // the first may be what was joined before
+			a.joined = append(a.joined, entries...)
+		}
+		a.queue = slices.Replace(a.queue, 0, n, a.joined)
 	}
 	return a.queue[0]
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/s2"
@@ -259,7 +260,7 @@ func (p *packer) unpack(b *block, body []byte) error {
 	if p.short, err = s2.Decode(p.short[:cap(p.short)], body); err != nil {
 		return err
 	}
-	if b.raw, err = lengthen(b.raw[:0], p.short); err != nil {
+	if b.raw, err = lengthen(slices.Grow(b.raw[:0], 2*n), p.short); err != nil {
 		return err
 	}
 	b.ends = b.ends[:0]

@@ -56,6 +56,7 @@ type database struct {
 	insert, remove, holder, before, hash, prev, setMeta *sql.Stmt
 
 	packer packer // the writer's
+	block  block  // that insert fills, to be used again
 	enc    encoder
 }
 
@@ -373,7 +374,8 @@ func (t *transaction) compare(e *fleet.Entry, line []byte) (bool, error) {
 // slowly entries come, and no run of small blocks is left behind.
 func (t *transaction) insert(entries []fleet.Entry, lines [][]byte) error {
 	t.held = block{}
-	var b block
+	b := &t.d.block
+	b.reset()
 	for n := entries[0].N; n > 1; n = b.first {
 		most := min(b.count()+len(entries), maxBlock/2, maxBlock-b.count())
 		var older block
@@ -396,14 +398,14 @@ func (t *transaction) insert(entries []fleet.Entry, lines [][]byte) error {
 	}
 	for i := range entries {
 		if !b.room(len(lines[i])) {
-			if err := t.store(&b); err != nil {
+			if err := t.store(b); err != nil {
 				return err
 			}
 			b.reset()
 		}
 		b.add(&entries[i], lines[i])
 	}
-	return t.store(&b)
+	return t.store(b)
 }
 
 func (t *transaction) remove(first fleet.EntryNo) error {

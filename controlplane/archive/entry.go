@@ -11,7 +11,11 @@ import (
 // encode returns e as one line of JSON, without its newline. Nothing is escaped
 // that need not be: the arguments are covered by the hash as they stand.
 func encode(e *fleet.Entry) ([]byte, error) {
-	return appendJSON(make([]byte, 0, 640+len(e.Args)+len(e.Text)+len(e.Reason)), e)
+	at, err := e.At.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	return appendJSON(make([]byte, 0, 640+len(e.Args)+len(e.Text)+len(e.Reason)), e, at)
 }
 
 // encoder makes the lines of many entries in one buffer, which it uses again.
@@ -31,9 +35,16 @@ func (c *encoder) lines(entries []fleet.Entry) (_ [][]byte, n int, err error) {
 	}
 	b := c.buf[:0]
 	c.list = c.list[:0]
+	var at []byte // of the entry before: those of one log entry have it in common
 	for i := range entries {
 		start := len(b)
-		if b, err = appendJSON(b, &entries[i]); err != nil {
+		if i == 0 || entries[i].At != entries[i-1].At {
+			at, err = entries[i].At.MarshalJSON()
+		}
+		if err == nil {
+			b, err = appendJSON(b, &entries[i], at)
+		}
+		if err != nil {
 			return nil, i, err
 		}
 		// When b moves, earlier lines stay valid where they were.
@@ -43,8 +54,9 @@ func (c *encoder) lines(entries []fleet.Entry) (_ [][]byte, n int, err error) {
 	return c.list, 0, nil
 }
 
-func appendJSON(b []byte, e *fleet.Entry) ([]byte, error) {
-	if b, ok := appendEntry(b, e); ok {
+// appendJSON appends the line of e, whose moment is at in JSON.
+func appendJSON(b []byte, e *fleet.Entry, at []byte) ([]byte, error) {
+	if b, ok := appendEntry(b, e, at); ok {
 		return b, nil
 	}
 	var w bytes.Buffer
@@ -67,12 +79,8 @@ var plain = func() (t [256]bool) {
 // appendEntry writes what package encoding/json would, at a fraction of the
 // cost, when e is as nearly all entries are: ASCII, nothing erased, nobody else's
 // approval. False means that e is something else, and b is as it was.
-func appendEntry(b []byte, e *fleet.Entry) ([]byte, bool) {
+func appendEntry(b []byte, e *fleet.Entry, at []byte) ([]byte, bool) {
 	if len(e.Erased) > 0 || len(e.Salts) > 0 || len(e.ApprovedBy) > 0 || e.Count < 0 || !isCompact(e.Args) {
-		return b, false
-	}
-	at, err := e.At.MarshalJSON()
-	if err != nil {
 		return b, false
 	}
 	start, ascii := b, true

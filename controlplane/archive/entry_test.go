@@ -53,7 +53,7 @@ func TestEncodeAsJSON(t *testing.T) {
 			}
 		})
 	}
-	if _, ok := appendEntry(nil, &full); !ok {
+	if _, ok := appendEntry(nil, &full, []byte("null")); !ok {
 		t.Error("a plain entry is not taken for one")
 	}
 }

@@ -250,11 +250,10 @@ func (r *Registry) record(st *state.State, o *Op, c *state.Command, outcome flee
 }
 
 func hashArgs(c *state.Command) string {
-	h := sha256.New()
-	h.Write([]byte(c.Op))
-	h.Write([]byte{0})
-	h.Write(c.Args)
-	return hex.EncodeToString(h.Sum(nil)[:16])
+	var buf [512]byte // most fit; more is put elsewhere
+	b := append(append(buf[:0], c.Op...), 0)
+	sum := sha256.Sum256(append(b, c.Args...))
+	return hex.EncodeToString(sum[:16])
 }
 
 // changedSince says which row the leader did not see as it is now.

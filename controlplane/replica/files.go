@@ -16,7 +16,12 @@ import (
 // the file system's journal as well, and there for everybody else's files. Here
 // the log runs into zeros that were written, and synced, before: a piece at a
 // time, with one of many syncs.
-type files struct{ *walfs.FS }
+type files struct {
+	*walfs.FS
+	zeros []byte
+}
+
+func newFiles() files { return files{walfs.New(), make([]byte, ahead)} }
 
 // ahead is how much is filled with zeros at a time. Less brings the journal back,
 // more is noticed by whoever waits for that sync.
@@ -28,7 +33,7 @@ func (f files) Create(dir, name string, size uint64) (types.WritableFile, error)
 	if err != nil {
 		return nil, err
 	}
-	return &file{WritableFile: w, end: int64(size)}, nil
+	return &file{WritableFile: w, zeros: f.zeros, end: int64(size)}, nil
 }
 
 // OpenWriter implements types.VFS.
@@ -41,12 +46,13 @@ func (f files) OpenWriter(dir, name string) (types.WritableFile, error) {
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
-	return &file{WritableFile: w, end: st.Size()}, nil
+	return &file{WritableFile: w, zeros: f.zeros, end: st.Size()}, nil
 }
 
 // file is a file that raft-wal appends to, a write and a sync at a time.
 type file struct {
 	types.WritableFile
+	zeros  []byte
 	end    int64 // of the space that was reserved
 	zeroed int64 // up to here there is something
 	synced bool  // with its metadata and its directory
@@ -59,9 +65,9 @@ func (f *file) WriteAt(p []byte, at int64) (int, error) {
 	if end := at + int64(n); err == nil && end > f.zeroed {
 		f.zeroed = end
 		if room := f.end - end; room > 0 {
-			var zeros int
-			zeros, err = f.WritableFile.WriteAt(make([]byte, min(room, ahead)), end)
-			f.zeroed += int64(zeros)
+			var more int
+			more, err = f.WritableFile.WriteAt(f.zeros[:min(room, ahead)], end)
+			f.zeroed += int64(more)
 		}
 	}
 	return n, err

@@ -6,12 +6,11 @@ import (
 	"path/filepath"
 	"testing"
 
-	walfs "github.com/hashicorp/raft-wal/fs"
 	"golang.org/x/sys/unix"
 )
 
 func TestLogRunsIntoZeros(t *testing.T) {
-	dir, vfs := t.TempDir(), files{walfs.New()}
+	dir, vfs := t.TempDir(), newFiles()
 	const size = 5 * ahead / 2
 	w, err := vfs.Create(dir, "log", size)
 	if err != nil {

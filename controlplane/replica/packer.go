@@ -272,15 +272,15 @@ func (p *packer) carry(ctx context.Context) bool {
 	// The callers whose outcomes have just been handed out run first: what they
 	// ask for next goes along. This is no delay but for a busy processor.
 	runtime.Gosched()
-	batch := p.try(p.take())
+	batch, commands := p.try(p.take())
 	if len(batch) == 0 {
 		p.turn <- struct{}{}
 		return true
 	}
-	entry := state.Batch{At: p.now(), Commands: make([]state.Command, len(batch))}
+	entry := state.Batch{At: p.now(), Commands: commands}
 	encoded := make([][]byte, len(batch))
 	for i, w := range batch {
-		entry.Commands[i], encoded[i] = w.command, w.encoded
+		encoded[i] = w.encoded
 	}
 	data := state.EncodeBatch(entry.At, encoded)
 	forget := p.packing(data, entry)
@@ -292,28 +292,31 @@ func (p *packer) carry(ctx context.Context) bool {
 }
 
 // try refuses the commands that would stop every node. It returns the others.
-func (p *packer) try(batch []*waiting) []*waiting {
+func (p *packer) try(batch []*waiting) ([]*waiting, []state.Command) {
 	if len(batch) == 0 {
-		return nil
+		return nil, nil
 	}
 	commands := make([]state.Command, len(batch))
 	for i, w := range batch {
 		commands[i] = w.command
 	}
 	errs, err := p.tryMachine(commands)
-	kept := batch[:0]
+	if err == nil && errs == nil {
+		return batch, commands
+	}
+	kept, left := batch[:0], commands[:0]
 	for i, w := range batch {
 		refused := err
 		if refused == nil {
 			refused = errs[i]
 		}
 		if refused == nil {
-			kept = append(kept, w)
+			kept, left = append(kept, w), append(left, commands[i])
 			continue
 		}
 		w.finish(state.Outcome{}, fleet.AsError(refused))
 	}
-	return kept
+	return kept, left
 }
 
 func (p *packer) tryMachine(commands []state.Command) (errs []error, err error) {
@@ -324,10 +327,7 @@ func (p *packer) tryMachine(commands []state.Command) (errs []error, err error) 
 		}
 	}()
 	errs = p.machine.Try(p.now(), commands)
-	if errs == nil {
-		errs = make([]error, len(commands))
-	}
-	if len(errs) != len(commands) {
+	if errs != nil && len(errs) != len(commands) {
 		return nil, fmt.Errorf("%d results of trying %d commands", len(errs), len(commands))
 	}
 	return errs, nil

@@ -18,7 +18,6 @@ import (
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
-	walfs "github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
@@ -222,7 +221,7 @@ func openStores(dir string, want Cluster, log *slog.Logger) (_ *stores, _ Cluste
 	meta := new(metadb.BoltMetaDB)
 	closers = append(closers, meta.Close)
 	logs := filepath.Join(dir, logDir)
-	segments := segments{segment.NewFiler(logs, files{walfs.New()})}
+	segments := segments{segment.NewFiler(logs, newFiles())}
 	if err := segments.mend(logs, meta, log); err != nil {
 		return nil, Cluster{}, fmt.Errorf("open log in %s: %w", logs, err)
 	}

@@ -39,6 +39,7 @@ import (
 type journal struct {
 	index uint64 // of the log entry that is being applied
 	undo  []func()
+	doing bool // a command, which may fail: nothing else is undone
 	// scratch is set on a state that is only for trials: nobody compares it.
 	scratch bool
 	sum     []byte // scratch space of hashRow
@@ -147,14 +148,14 @@ func (st *State) Begin(index uint64, at fleet.Time) {
 		st.Keys.Delete(id)
 		st.KeyOrder.Delete(n)
 	}
-	st.j.undo = st.j.undo[:0]
 }
 
 // Do runs f as one command by by: when f fails, its writes are undone.
 func (st *State) Do(by fleet.Principal, f func(*Tx) error) error {
 	meta := st.Meta
-	st.j.undo = st.j.undo[:0]
+	st.j.doing = true
 	err := f(&Tx{State: st, At: st.Clock, By: by})
+	st.j.doing = false
 	if err != nil {
 		for i := len(st.j.undo) - 1; i >= 0; i-- {
 			st.j.undo[i]()

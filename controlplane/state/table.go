@@ -155,7 +155,9 @@ func (t *Table[K, R]) set(k K, r *rec[R]) {
 	if old == nil && r == nil {
 		return
 	}
-	t.j.undo = append(t.j.undo, func() { t.swap(k, old) })
+	if t.j.doing {
+		t.j.undo = append(t.j.undo, func() { t.swap(k, old) })
+	}
 	if t.j.rehearsal {
 		var version uint64
 		if old != nil {

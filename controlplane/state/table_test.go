@@ -139,13 +139,13 @@ func runModel[K key](t *rapid.T, table *Table[K, int], j *journal, keys *rapid.G
 func TestTableModel(t *testing.T) {
 	t.Run("tree", func(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) {
-			j := new(journal)
+			j := &journal{doing: true}
 			runModel(t, named[string, int]("names", j), j, rapid.StringMatching(`[a-d]{0,2}`))
 		})
 	})
 	t.Run("pages", func(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) {
-			j := new(journal)
+			j := &journal{doing: true}
 			runModel(t, numbered[uint64, int]("numbers", j), j, rapid.SampledFrom([]uint64{
 				0, 1, 2, 254, 255, 256, 257, 511, 512, 65534, 65535, 65536, 65537, 65792, 131071, 131072, 200000,
 			}))
@@ -155,7 +155,7 @@ func TestTableModel(t *testing.T) {
 
 // TestRowsStop: whoever ranges over a table may stop.
 func TestRowsStop(t *testing.T) {
-	j := new(journal)
+	j := &journal{doing: true}
 	numbers, names := numbered[uint64, int]("numbers", j), named[string, int]("names", j)
 	for i := range 600 {
 		numbers.Put(uint64(i), i)
