@@ -7,7 +7,7 @@ type Stage string
 
 // The stages of a build.
 const (
-	StageQueued   Stage = "queued"   // waits for its org's plan and for gates
+	StageQueued   Stage = "queued"   // waits for room in its org's plan and in its pool, and for gates
 	StageRunnable Stage = "runnable" // tasks of it wait for a slot, or run
 	StageFinished Stage = "finished"
 )

@@ -28,7 +28,7 @@ type OrgRow struct {
 	Name   fleet.OrgName `json:"name" col:"ORG" id:"true"`
 	Slots  int           `json:"slots" col:"PLAN" help:"slots that it may use at once"`
 	Using  int           `json:"using" col:"USING" help:"slots that its promoted builds need"`
-	Queued int           `json:"queued" col:"QUEUED" help:"builds that wait for its plan"`
+	Queued int           `json:"queued" col:"QUEUED" help:"builds in the first stage"`
 	Weight int           `json:"weight" col:"WEIGHT"`
 }
 

@@ -63,7 +63,8 @@ func Rooms(v *state.View) []queue.Room {
 	return rooms
 }
 
-// room counts what waits for a slot of pool.
+// room counts what waits for a slot of pool. What a gate on dispatch holds does
+// not: it stands in nobody's way.
 func room(v *state.View, pool fleet.PoolName) queue.Room {
 	r := queue.Room{Pool: pool, Waiting: v.DepthOf(pool)}
 	gates := false
@@ -83,7 +84,6 @@ func room(v *state.View, pool fleet.PoolName) queue.Room {
 		}
 		if _, gated := v.Gated(fleet.GateDispatch, b.Org, b.Pool); gated {
 			r.Waiting--
-			r.Gated++
 		}
 	}
 	return r

@@ -124,6 +124,9 @@ func whyQueued(env op.Env, b fleet.Build) string {
 	if g, ok := v.Gated(fleet.GatePromotion, b.Org, b.Pool); ok && g.Until > env.Now {
 		return gateWhy("promotion", g)
 	}
+	if g, ok := v.Gated(fleet.GateDispatch, b.Org, b.Pool); ok && g.Until > env.Now {
+		return gateWhy("dispatch", g)
+	}
 	if p, ok := v.Paused(fleet.LoopPromote); ok && p.Until > env.Now {
 		return pauseWhy(p)
 	}
@@ -136,11 +139,11 @@ func whyQueued(env op.Env, b fleet.Build) string {
 	var shut []state.Queued
 	for lane := range v.LanesOf(b.Org) {
 		_, held := v.Gated(fleet.GatePromotion, b.Org, lane.Pool)
-		_, gated := v.Gated(fleet.GateDispatch, b.Org, lane.Pool)
+		_, stopped := v.Gated(fleet.GateDispatch, b.Org, lane.Pool)
 		i := slices.IndexFunc(rooms, func(r queue.Room) bool { return r.Pool == lane.Pool })
 		switch {
-		case held || i < 0:
-		case rooms[i].Open(gated):
+		case held || stopped || i < 0:
+		case rooms[i].Open():
 			for q := range v.Behind(lane) {
 				if inOrder(q, this) >= 0 {
 					break
@@ -149,7 +152,7 @@ func whyQueued(env op.Env, b fleet.Build) string {
 			}
 		case lane.Pool == b.Pool:
 			return heldBack(v, b.Pool)
-		case rooms[i].Keeps(gated) && inOrder(lane, this) < 0:
+		case rooms[i].Slots > 0 && inOrder(lane, this) < 0:
 			shut = append(shut, lane)
 		}
 	}

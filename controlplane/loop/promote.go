@@ -24,16 +24,18 @@ func Promote(_ fleet.Time, v *state.View) []state.Command {
 		if !ok || i < 0 {
 			continue
 		}
+		// What dispatch is stopped for could not be started, and would only take of
+		// the plan.
 		_, held := v.Gated(fleet.GatePromotion, lane.Org, lane.Pool)
-		_, gated := v.Gated(fleet.GateDispatch, lane.Org, lane.Pool)
-		if held || !rooms[i].Open(gated) && !rooms[i].Keeps(gated) {
+		_, stopped := v.Gated(fleet.GateDispatch, lane.Org, lane.Pool)
+		if held || stopped || rooms[i].Slots == 0 {
 			continue
 		}
 		if len(demand) == 0 || demand[len(demand)-1].Org != lane.Org {
 			demand = append(demand, queue.OrgDemand{Org: lane.Org, Weight: max(org.Weight, 1), Slots: org.Slots, Using: v.SlotsOf(lane.Org)})
 		}
 		d := &demand[len(demand)-1]
-		l := queue.Lane{Pool: lane.Pool, Using: v.SlotsIn(lane.Org, lane.Pool), Gated: gated}
+		l := queue.Lane{Pool: lane.Pool, Using: v.SlotsIn(lane.Org, lane.Pool)}
 		// A build has a task at least: no more of them fit. The first counts where
 		// none does: those behind it may have to wait for it.
 		most := max(1, min(promoteAtOnce, rooms[i].Mark()-rooms[i].Waiting, d.Slots-d.Using+1))

@@ -104,11 +104,12 @@ func (o *office) enter() {
 	o.startClock()
 	o.setUp()
 	o.loops = []*runner{
-		{o: o, name: fleet.LoopPromote, step: pure(o, loop.Promote)},
+		{o: o, name: fleet.LoopPromote, step: pure(o, o.promote)},
 		{o: o, name: fleet.LoopDispatch, step: pure(o, loop.Dispatch)},
 		{o: o, name: fleet.LoopProvision, step: o.provision},
 		{o: o, name: fleet.LoopWatch, step: o.watch},
 		{o: o, name: fleet.LoopDeliver, step: pure(o, loop.Deliver)},
+		{o: o, name: fleet.LoopRetain, step: pure(o, loop.Retain)},
 	}
 	for _, r := range o.loops {
 		r.run()
@@ -351,6 +352,27 @@ func (r *runner) newer() {
 
 func pure(o *office, step func(fleet.Time, *state.View) []state.Command) func(*state.View, func([]state.Command)) {
 	return func(v *state.View, decided func([]state.Command)) { decided(step(o.now(), v)) }
+}
+
+// promote promotes; without the mark, whatever the plans have room for.
+func (o *office) promote(now fleet.Time, v *state.View) []state.Command {
+	if o.w.cfg.Weak != NoMark {
+		return loop.Promote(now, v)
+	}
+	var out []state.Command
+	var last fleet.OrgName
+	for lane := range v.Lanes() {
+		if lane.Org == last {
+			continue
+		}
+		last = lane.Org
+		raw, err := catalog.BuildPromote.Encode(catalog.BuildPromoteArgs{Org: lane.Org, Count: 1000})
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, state.Command{Op: catalog.BuildPromote.Name, Ver: 1, By: "loop:promote", Role: fleet.System, Args: raw})
+	}
+	return out
 }
 
 // watch gathers what is heard, as controlplane's listener does, and decides.

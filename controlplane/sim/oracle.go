@@ -2,11 +2,14 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"footplate/controlplane/catalog"
+	"footplate/controlplane/loop"
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
@@ -34,6 +37,10 @@ type oracle struct {
 	setFor  map[string]fleet.Duration
 	trees   map[[2]int][]*tree // that live, by build and task
 	passed  map[fleet.AttemptID]fleet.Outcome
+
+	progressAt int64                    // when a task or a retired build came to its end last
+	endedAt    map[state.Finished]int64 // when it was seen first
+	retired    map[fleet.BuildID]bool
 }
 
 func newOracle(w *world) *oracle {
@@ -42,6 +49,7 @@ func newOracle(w *world) *oracle {
 		digests: make(map[int]string), effects: make(map[string]int), keyOf: make(map[string]string),
 		setAt: make(map[string]int64), setFor: make(map[string]fleet.Duration),
 		trees: make(map[[2]int][]*tree), passed: make(map[fleet.AttemptID]fleet.Outcome),
+		endedAt: make(map[state.Finished]int64), retired: make(map[fleet.BuildID]bool),
 	}
 	o.view = o.st.Publish()
 	return o
@@ -62,7 +70,7 @@ func (o *oracle) apply(e *entry) {
 	o.view = o.st.Publish()
 	o.clock(e)
 	for i := range e.batch.Commands {
-		o.command(e, &e.batch.Commands[i], applied.Outcomes[i], before)
+		o.command(e, i, applied.Outcomes[i], before)
 	}
 	for i := range applied.Entries {
 		o.entry(&applied.Entries[i])
@@ -104,8 +112,8 @@ func (o *oracle) entry(e *fleet.Entry) {
 	o.head = e.Hash
 }
 
-func (o *oracle) command(e *entry, c *state.Command, out state.Outcome, before *state.View) {
-	w := o.w
+func (o *oracle) command(e *entry, i int, out state.Outcome, before *state.View) {
+	w, c := o.w, &e.batch.Commands[i]
 	w.stats.Commands++
 	key := c.Key
 	if k, ok := o.keyOf[c.Salt]; ok {
@@ -133,9 +141,18 @@ func (o *oracle) command(e *entry, c *state.Command, out state.Outcome, before *
 		var a catalog.AgentReportArgs
 		args(&a)
 		for _, r := range a.Attempts {
+			if was, ok := before.Attempts.Get(r.Attempt); ok && was.Live() && r.Phase == fleet.PhaseEnded {
+				o.progressAt = w.now
+			}
 			if at, _ := o.view.Attempts.Get(r.Attempt); r.Outcome == fleet.Passed && at.Outcome == fleet.Passed && o.passed[r.Attempt] != fleet.Passed {
 				w.broken("result", "attempt %d is recorded as passed, and did not", r.Attempt)
 			}
+		}
+	case catalog.BuildRetire.Name:
+		var a catalog.BuildRetireArgs
+		args(&a)
+		if out.Entry != 0 {
+			o.retire(e, i, a.Build, before)
 		}
 	case catalog.HostLose.Name:
 		if out.Entry == 0 {
@@ -191,6 +208,105 @@ func (o *oracle) command(e *entry, c *state.Command, out state.Outcome, before *
 			w.broken("launch", "pool %q shall have %d hosts, and a launch makes them %d", a.Pool, is.Size, have)
 		}
 	}
+}
+
+// retire checks that a build that leaves the state had ended, and long enough
+// ago by the state clock, whose pace is judged elsewhere.
+func (o *oracle) retire(e *entry, i int, id fleet.BuildID, before *state.View) {
+	w := o.w
+	b, ok := before.Builds.Get(id)
+	if age := o.view.Clock.Sub(b.FinishedAt); !ok || b.Stage != fleet.StageFinished || age < o.view.KeepFor() {
+		w.broken("retain", "build %d (%s) was retired %s after its end; builds are kept for %s", id, b.Stage, age, o.view.KeepFor())
+	}
+	for _, c := range e.batch.Commands[:i] {
+		var a catalog.BuildsArgs
+		if c.Op == catalog.BuildRetry.Name && json.Unmarshal(c.Args, &a) == nil && slices.Contains(a.Builds, id) && b.Outcome != fleet.Passed {
+			w.broken("retain", "build %d was retired in the very log entry that retries it", id)
+		}
+	}
+	for k, trees := range o.trees {
+		if k[0] == int(id) && len(trees) > 0 && !trees[0].eager {
+			w.broken("retain", "build %d was retired, and its attempt %d lives", id, trees[0].attempt)
+		}
+	}
+	if _, there := o.view.Builds.Get(id); there || o.retired[id] {
+		w.broken("retain", "build %d was retired, and is there", id)
+	}
+	w.stats.Retired++
+	o.retired[id] = true
+	o.progressAt = w.now
+}
+
+// overdue returns a finished build that should have left the state; 0 when none
+// should. The state clock may run 1% and its slew of 5% slower than true time,
+// and the loop may be paused for as long as people do it.
+func (o *oracle) overdue() fleet.BuildID {
+	w := o.w
+	for f := range o.view.Finished.All() {
+		at, ok := o.endedAt[f]
+		if !ok {
+			at = w.now
+			o.endedAt[f] = at
+		}
+		if w.now-at > int64(o.view.KeepFor())*ms*107/100+40*sec {
+			return f.Build
+		}
+	}
+	return 0
+}
+
+// startable returns, by pool, a build that a free slot could be given.
+func (o *oracle) startable() map[fleet.PoolName]fleet.BuildID {
+	v := o.view
+	slots, free := make(map[fleet.PoolName]int), make(map[fleet.PoolName]int)
+	for id, h := range v.Hosts.All() {
+		if h.Schedulable() {
+			slots[h.Pool] += h.Slots
+			free[h.Pool] += max(0, h.Slots-v.UsedSlots(id))
+		}
+	}
+	out := make(map[fleet.PoolName]fleet.BuildID)
+	if loop.Paused(v.Clock, v, fleet.LoopPromote) || loop.Paused(v.Clock, v, fleet.LoopDispatch) {
+		return out
+	}
+	gated := func(stage fleet.GateStage, b fleet.Build) bool {
+		_, is := v.Gated(stage, b.Org, b.Pool)
+		return is
+	}
+	for t := range v.Waiting.All() {
+		if b, _ := v.Builds.Get(t.Build); free[t.Pool] > 0 && !b.Cancel && !gated(fleet.GateDispatch, b) {
+			out[t.Pool] = t.Build
+		}
+	}
+	queued := make(map[fleet.OrgName][]fleet.Build)
+	for q := range v.Queued.All() {
+		if b, _ := v.Builds.Get(q.Build); !gated(fleet.GatePromotion, b) && !gated(fleet.GateDispatch, b) {
+			queued[b.Org] = append(queued[b.Org], b)
+		}
+	}
+	for _, name := range orgs {
+		builds := queued[name]
+		org, _ := v.Orgs.Get(name)
+		using, kept := v.SlotsOf(name), 0
+		slices.SortFunc(builds, func(a, b fleet.Build) int {
+			return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.ID, b.ID))
+		})
+		for _, b := range builds {
+			need := b.Unfinished()
+			if slots[b.Pool] == 0 {
+				continue
+			}
+			if free[b.Pool] == 0 { // room is kept for the first of these
+				kept = cmp.Or(kept, need)
+				continue
+			}
+			if using+kept+need > org.Slots && using+kept > 0 {
+				break // it waits for the plan, and those behind it for it
+			}
+			out[b.Pool] = b.ID
+		}
+	}
+	return out
 }
 
 // machineOf finds the machine of a host.
@@ -341,6 +457,9 @@ func (o *oracle) fenced(t *tree) {
 // settled says what is still under way; "" when nothing is.
 func (o *oracle) settled() string {
 	w, v := o.w, o.view
+	if id := o.overdue(); id != 0 {
+		w.broken("retain", "build %d ended long ago, and is there", id)
+	}
 	if w.people.open > 0 {
 		return fmt.Sprintf("%d commands have no answer", w.people.open)
 	}
@@ -355,6 +474,9 @@ func (o *oracle) settled() string {
 	}
 	if v.Outbox.Len() > 0 {
 		return "the outbox is not empty"
+	}
+	if w.retires && v.Builds.Len() > 0 {
+		return fmt.Sprintf("%d builds have not left the state", v.Builds.Len())
 	}
 	for _, n := range w.nodes {
 		if n.applied != w.commit || w.commit != len(w.log) {
@@ -408,13 +530,18 @@ func (o *oracle) final() {
 		var s catalog.Submitted
 		if a.c.Op == catalog.BuildSubmit.Name && a.outcome.Err == nil && json.Unmarshal(a.outcome.Result, &s) == nil {
 			builds += s.Count
-			if _, ok := v.Builds.Get(s.Build); !ok {
+			if _, ok := v.Builds.Get(s.Build); !ok && !o.retired[s.Build] {
 				w.broken("P1", "build %d was acknowledged, and is not there", s.Build)
 			}
 		}
 	}
-	if builds != v.Builds.Len() {
-		w.broken("P1", "%d builds were acknowledged, and %d are there", builds, v.Builds.Len())
+	if builds != v.Builds.Len()+len(o.retired) {
+		w.broken("P1", "%d builds were acknowledged, %d are there, and %d were retired", builds, v.Builds.Len(), len(o.retired))
+	}
+	for id, at := range v.Attempts.All() {
+		if _, ok := v.Builds.Get(at.Build); !ok {
+			w.broken("retain", "attempt %d is there, and its build %d is not", id, at.Build)
+		}
 	}
 	o.channel()
 	o.replay()

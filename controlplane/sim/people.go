@@ -130,9 +130,14 @@ func (p *people) begin() {
 			SuspectAfter: min(fence, 10*fleet.Second), FenceAfter: fence,
 		})
 	}
+	if w.chance(500) {
+		w.retires = true
+		p.do(catalog.BuildRetention, catalog.BuildRetentionArgs{Keep: fleet.Minute})
+	}
 	pool("linux", "local", 3+w.pick(5), 1+w.pick(3))
 	pool("mac", "local", 1+w.pick(3), 1)
 	pool("metal", "none", 0, 2)
+	pool("nowhere", "none", 0, 1)
 }
 
 // act gives one command at random.
@@ -147,7 +152,9 @@ func (p *people) act() {
 		}
 	}
 	org := func() fleet.OrgName { return orgs[w.pick(len(orgs))] }
-	pool := func() fleet.PoolName { return []fleet.PoolName{"linux", "linux", "linux", "mac", "metal"}[w.pick(5)] }
+	pool := func() fleet.PoolName {
+		return []fleet.PoolName{"linux", "linux", "linux", "mac", "metal", "nowhere"}[w.pick(6)]
+	}
 	switch d := w.pick(100); {
 	case d < 62:
 		s := fleet.BuildSpec{}
@@ -182,7 +189,7 @@ func (p *people) act() {
 	case d < 94:
 		p.do(catalog.QueueResume, catalog.QueueGateArgs{Stage: fleet.GateDispatch})
 	case d < 96:
-		l := fleet.Loops()[w.pick(5)]
+		l := fleet.Loops()[w.pick(len(fleet.Loops()))]
 		a := catalog.AutomationPauseArgs{For: fleet.Duration(2+w.pick(20)) * fleet.Second}
 		a.Loop = l
 		p.do(catalog.AutomationPause, a)

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 
+	"footplate/controlplane/loop"
 	"footplate/fleet"
 )
 
@@ -50,8 +51,11 @@ func (w *world) play() {
 	w.at(12*sec, func() { w.again(trouble, 2*sec, 14*sec, w.fault) })
 	w.at(trouble, w.heal)
 	w.at(trouble+45*sec, w.people.finish)
+	w.at(trouble+60*sec, func() { // until now nowhere has no host
+		w.newMachine("nowhere-1", "nowhere", 0, 2).switchOn(0)
+	})
 	w.at(trouble+100*sec, w.people.release)
-	const patience = 20 * 60 * sec
+	w.at(trouble+25*sec, w.idleness)
 	over := false
 	for w.now < trouble+90*sec && w.next() {
 	}
@@ -65,13 +69,51 @@ func (w *world) play() {
 	}
 	w.after(0, check)
 	for !over && w.next() {
-		if w.now > trouble+patience {
-			w.broken("liveness", "%d s after the last fault: %s", (w.now-trouble)/sec, w.oracle.settled())
+		if quiet := w.now - max(w.oracle.progressAt, trouble+100*sec); quiet > patience {
+			w.broken("liveness", "nothing has come to its end for %d s, %d s after the last fault: %s", quiet/sec, (w.now-trouble)/sec, w.oracle.settled())
 		}
 	}
 	if w.violation == nil {
 		w.oracle.final()
 	}
+}
+
+// patience is how long nothing may come to its end, when the faults are over and
+// people have done their part, while something is still to be done. It is the
+// longest task, behind the longest way to a host for it: a machine that does not
+// boot, its end, and a launch whose calls are slow and are tried again; and what
+// a person is waited for.
+const patience = longestTask + int64(loop.BootDeadline)*ms + 2*longestCall + 60*sec + // the pause between two tries
+	40*sec + // the longest fence with its margin
+	30*sec // people.release
+
+// The longest that spawn and cloud.latency draw.
+const (
+	longestTask = 120 * sec
+	longestCall = 40 * sec
+)
+
+// idleAfter is how long a slot may be free while a build waits that it could be
+// given: some log entries, and a change of leaders.
+const idleAfter = 10
+
+// idleness looks each second for slots that are free while work waits for them.
+func (w *world) idleness() {
+	since := make(map[fleet.PoolName]int)
+	var look func()
+	look = func() {
+		can := w.oracle.startable()
+		for name := range w.oracle.view.Pools.All() {
+			b := can[name]
+			if b == 0 {
+				since[name] = 0
+			} else if since[name]++; since[name] > idleAfter {
+				w.broken("idle", "pool %q has had a free slot for %d s, and build %d could have had it", name, since[name], b)
+			}
+		}
+		w.after(sec, look)
+	}
+	look()
 }
 
 // again does do at random intervals until the time of trouble is over.

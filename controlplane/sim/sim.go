@@ -14,8 +14,8 @@
 // each machine has a monotonic clock that runs within 1% of it, and each node a
 // wall clock that jumps. Promises about time and overlap are judged on the true
 // timeline, which nothing that is tested can see. What is pure runs as it is:
-// state.State, op.Registry.Apply, loop.Promote, Dispatch, Watch, Provision and
-// Deliver, lease.Holder, Witness, Lost, MayDeclareLost and MayReassign,
+// state.State, op.Registry.Apply, loop.Promote, Dispatch, Watch, Provision,
+// Deliver and Retain, lease.Holder, Witness, Lost, MayDeclareLost and MayReassign,
 // agent.Duty, replica.StateClock, and all of order: what an agent is told, whom
 // the nodes are asked about, and whose lease is over. The shells that do I/O in
 // the server are mirrored, and have to follow when those change: the carrying
@@ -54,6 +54,12 @@
 // console's channel, the size of log entries, Try before a proposal, the
 // watchdog of the loops. Of a leader's clock replica.StateClock is real, and when
 // it is set is mirrored (office.startClock).
+//
+// Beside the promises, the world must come to rest when the faults are over. How
+// long that takes depends on how much is left to do, which a pool of one slot
+// does one by one: so what is bounded is how long nothing comes to its end
+// (patience), and how long a slot is free while a build waits that it could be
+// given (idleness).
 //
 // Where a promise leaves something to people, the simulated ones do it: they
 // scale a pool up for the hosts that were cordoned, and they say "build retry"
@@ -107,6 +113,7 @@ const (
 	WallStart     Weakness = "a leader that has applied nothing yet begins at its wall clock"
 	LateStart     Weakness = "a leader that has not applied its log begins at its own clock"
 	NoGuard       Weakness = "silent hosts are replaced whatever their number"
+	NoMark        Weakness = "promotion goes by the plans alone"
 )
 
 // Config says which world to play.
@@ -127,6 +134,7 @@ type Violation struct {
 type Stats struct {
 	Events, Commands, Entries, Builds, Attempts, Lost, Terms, Launches, Acked, Unknown int
 
+	Retired  int // builds that left the state
 	Released int // by a person: exclusive builds that waited for proof
 	Virtual  int // seconds
 }

@@ -47,6 +47,7 @@ func TestSeeds(t *testing.T) {
 		sum.Acked += s.Acked
 		sum.Unknown += s.Unknown
 		sum.Released += s.Released
+		sum.Retired += s.Retired
 		sum.Virtual += s.Virtual
 		if *seeds == 1 && r.Violation == nil {
 			t.Logf("profile %s, timeline %s, its end:\n%s", r.Profile, r.Hash, strings.Join(r.Timeline, "\n"))
@@ -57,7 +58,7 @@ func TestSeeds(t *testing.T) {
 		if len(played) != len(Profiles()) {
 			t.Errorf("only %d of %d profiles were drawn", len(played), len(Profiles()))
 		}
-		if sum.Lost == 0 || sum.Unknown == 0 || sum.Terms < *seeds*2 || sum.Attempts < *seeds*10 {
+		if sum.Lost == 0 || sum.Retired == 0 || sum.Unknown == 0 || sum.Terms < *seeds*2 || sum.Attempts < *seeds*10 {
 			t.Errorf("too little happened to prove anything: %+v", sum)
 		}
 	}
@@ -94,12 +95,18 @@ func TestWeakenedRulesAreCaught(t *testing.T) {
 		{WallStart, Clocks, []string{"P5"}},
 		{LateStart, LeaderChange, []string{"P5"}},
 		{NoGuard, Mixed, []string{"P5"}},
+		{NoMark, None, []string{"idle"}},
 	} {
 		t.Run(string(c.weak), func(t *testing.T) {
 			t.Parallel()
 			for s := uint64(1); s <= seeds; s++ {
 				r := Run(Config{Seed: s, Profile: c.profile, Weak: c.weak})
 				if r.Violation == nil {
+					continue
+				}
+				// A world that lacks a rule may also stand still; that is not what shows
+				// what the rule is there for.
+				if still := r.Violation.Invariant; !slices.Contains(c.breaks, still) && (still == "idle" || still == "liveness") {
 					continue
 				}
 				if !slices.Contains(c.breaks, r.Violation.Invariant) {

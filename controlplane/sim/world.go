@@ -56,6 +56,7 @@ type world struct {
 	machines []*machine // by endpoint less the number of nodes
 	people   *people
 	healed   bool
+	retires  bool // finished builds leave the state after a minute
 }
 
 type event struct {

@@ -15,8 +15,7 @@
 // passed by: it stops no build for another pool. Of the builds that are passed
 // by, room is kept in the plan for the first: else those behind it would use the
 // plan up each time, and it would never meet an open pool with room in its plan.
-// Nothing is kept for a pool without slots or behind a gate on dispatch, which
-// may stay so for days. The mark is what stops, not what is filled: the build
+// Nothing is kept for a pool without slots, which may stay so for days. The mark is what stops, not what is filled: the build
 // that reaches it may overshoot it, so that a wide one goes when its turn comes.
 package queue
 
@@ -40,7 +39,6 @@ type OrgDemand struct {
 type Lane struct {
 	Pool   fleet.PoolName
 	Using  int    // slots that the org's promoted builds need there
-	Gated  bool   // a gate on dispatch holds what is promoted of it
 	Queued []Item // in the order in which they are to leave
 }
 
@@ -60,8 +58,7 @@ func (a Item) compare(b Item) int {
 type Room struct {
 	Pool    fleet.PoolName
 	Slots   int // of the hosts that take work now
-	Waiting int // tasks that wait for one of them
-	Gated   int // tasks that wait for one, and that a gate on dispatch holds
+	Waiting int // tasks that wait for one of them, and that no gate on dispatch holds
 }
 
 // MarkPerSlot is how many tasks may wait for each slot of a pool. With one, all
@@ -76,18 +73,8 @@ const MarkPerSlot = 1
 // promotion takes one log entry.
 func (r Room) Mark() int { return MarkPerSlot * r.Slots }
 
-// Open reports whether a build may be promoted to the pool. What a gate on
-// dispatch holds stands in nobody's way: it counts only against its like.
-func (r Room) Open(gated bool) bool {
-	if gated {
-		return r.Waiting+r.Gated < r.Mark()
-	}
-	return r.Waiting < r.Mark()
-}
-
-// Keeps reports whether room is kept in its org's plan for the first build that
-// waits for the pool to open.
-func (r Room) Keeps(gated bool) bool { return r.Slots > 0 && !gated }
+// Open reports whether a build may be promoted to the pool.
+func (r Room) Open() bool { return r.Waiting < r.Mark() }
 
 // Promotion says to promote the next Count builds of an org for a pool.
 type Promotion struct {
@@ -109,7 +96,7 @@ func Promote(orgs []OrgDemand, rooms []Room, most int) []Promotion {
 	orgs, rooms = slices.Clone(orgs), slices.Clone(rooms)
 	lines := make([][]*line, len(orgs))
 	first := make([]*line, len(orgs)) // whose first build is the next of its org
-	open := func(l *line) bool { return l.room >= 0 && rooms[l.room].Open(l.Gated) }
+	open := func(l *line) bool { return l.room >= 0 && rooms[l.room].Open() }
 	for i, o := range orgs {
 		for _, l := range o.Lanes {
 			at := slices.IndexFunc(rooms, func(r Room) bool { return r.Pool == l.Pool })
@@ -143,11 +130,7 @@ func Promote(orgs []OrgDemand, rooms []Room, most int) []Promotion {
 		tasks := l.Queued[l.n].Tasks
 		orgs[best].Using += tasks
 		l.Using += tasks
-		if l.Gated {
-			rooms[l.room].Gated += tasks
-		} else {
-			rooms[l.room].Waiting += tasks
-		}
+		rooms[l.room].Waiting += tasks
 		l.n++
 		first[best] = next(orgs[best], lines[best], rooms)
 	}
@@ -175,12 +158,12 @@ func next(o OrgDemand, lines []*line, rooms []Room) *line {
 		tasks := l.Queued[l.n].Tasks
 		switch {
 		case l.room < 0:
-		case rooms[l.room].Open(l.Gated):
+		case rooms[l.room].Open():
 			if Fits(o.Using+kept, o.Slots, tasks) {
 				return l
 			}
 			return nil
-		case kept == 0 && rooms[l.room].Keeps(l.Gated):
+		case kept == 0 && rooms[l.room].Slots > 0:
 			kept = tasks
 		}
 	}

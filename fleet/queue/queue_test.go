@@ -17,7 +17,7 @@ func TestPromoteKeepsPlansAndMarksAndWastesNothing(t *testing.T) {
 		for _, p := range []fleet.PoolName{"linux", "mac", "nowhere"} {
 			rooms = append(rooms, Room{
 				Pool: p, Slots: rapid.IntRange(0, 6).Draw(t, "slots of a pool"),
-				Waiting: rapid.IntRange(0, 4).Draw(t, "waiting"), Gated: rapid.IntRange(0, 2).Draw(t, "gated"),
+				Waiting: rapid.IntRange(0, 4).Draw(t, "waiting"),
 			})
 		}
 		var orgs []OrgDemand
@@ -28,7 +28,7 @@ func TestPromoteKeepsPlansAndMarksAndWastesNothing(t *testing.T) {
 				Slots: rapid.IntRange(0, 12).Draw(t, "slots"), Using: rapid.IntRange(0, 12).Draw(t, "using"),
 			}
 			for _, r := range rooms {
-				l := Lane{Pool: r.Pool, Gated: rapid.Bool().Draw(t, "held"), Using: rapid.IntRange(0, 3).Draw(t, "using there")}
+				l := Lane{Pool: r.Pool, Using: rapid.IntRange(0, 3).Draw(t, "using there")}
 				for range rapid.IntRange(0, 5).Draw(t, "builds") {
 					l.Queued = append(l.Queued, Item{Build: build, Tasks: rapid.IntRange(1, 6).Draw(t, "tasks")})
 					build++
@@ -53,11 +53,7 @@ func TestPromoteKeepsPlansAndMarksAndWastesNothing(t *testing.T) {
 				}
 				o.Using += it.Tasks
 				widest[k] = max(widest[k], it.Tasks)
-				if l.Gated {
-					after[k].Gated += it.Tasks
-				} else {
-					after[k].Waiting += it.Tasks
-				}
+				after[k].Waiting += it.Tasks
 			}
 			l.Queued = l.Queued[p.Count:]
 		}
@@ -67,9 +63,6 @@ func TestPromoteKeepsPlansAndMarksAndWastesNothing(t *testing.T) {
 		for k, r := range after {
 			if grown := r.Waiting - rooms[k].Waiting; grown > 0 && r.Waiting >= r.Mark()+widest[k] {
 				t.Fatalf("pool %s: %d tasks wait; its mark is %d", r.Pool, r.Waiting, r.Mark())
-			}
-			if grown := r.Gated - rooms[k].Gated; grown > 0 && rooms[k].Waiting+r.Gated >= r.Mark()+widest[k] {
-				t.Fatalf("pool %s: %d and %d tasks wait; its mark is %d", r.Pool, rooms[k].Waiting, r.Gated, r.Mark())
 			}
 		}
 		if total == most || len(Promote(orgs, after, 1)) > 0 {
@@ -85,11 +78,11 @@ func TestPromoteKeepsPlansAndMarksAndWastesNothing(t *testing.T) {
 					continue
 				}
 				switch it := &l.Queued[0]; {
-				case after[k].Open(l.Gated):
+				case after[k].Open():
 					if first == nil || it.Build < first.Build {
 						first = it
 					}
-				case after[k].Slots > 0 && !l.Gated && (shut == nil || it.Build < shut.Build):
+				case after[k].Slots > 0 && (shut == nil || it.Build < shut.Build):
 					shut = it
 				}
 			}

@@ -15,11 +15,11 @@ import (
 // TestScripts plays testdata/*.txt. The words are an operator's:
 //
 //	promote [most=N]           which queued builds become runnable?
-//	pool mac slots=4 waiting=3 gated=1            (no pool named: "linux" with room for all)
-//	acme slots=8 weight=1 using=6 mac=2 queued=1,3,mac:1,1^5 gated=mac
+//	pool mac slots=4 waiting=3                    (no pool named: "linux" with room for all)
+//	acme slots=8 weight=1 using=6 mac=2 queued=1,3,mac:1,1^5
 //
 // It uses 6 slots of its plan, 2 of them in mac. The last are the tasks of each build, the oldest first, with its pool, linux
-// when left out, and its priority; and the pools whose gate on dispatch is shut.
+// when left out, and its priority.
 //
 //	dispatch                   which waiting task gets which free slot?
 //	host linux-1 slots=2
@@ -75,7 +75,7 @@ func promoteScript(d *datadriven.TestData, most int) string {
 			return n
 		}
 		if alone[0] == "pool" {
-			rooms = append(rooms, Room{Pool: fleet.PoolName(alone[1]), Slots: or("slots", 0), Waiting: or("waiting", 0), Gated: or("gated", 0)})
+			rooms = append(rooms, Room{Pool: fleet.PoolName(alone[1]), Slots: or("slots", 0), Waiting: or("waiting", 0)})
 			continue
 		}
 		o := OrgDemand{Org: fleet.OrgName(alone[0]), Weight: or("weight", 1), Slots: number(v["slots"]), Using: or("using", 0)}
@@ -96,7 +96,7 @@ func promoteScript(d *datadriven.TestData, most int) string {
 			i := slices.IndexFunc(o.Lanes, func(l Lane) bool { return l.Pool == pool })
 			if i < 0 {
 				i = len(o.Lanes)
-				o.Lanes = append(o.Lanes, Lane{Pool: pool, Using: or(string(pool), o.Using), Gated: slices.Contains(strings.Split(v["gated"], ","), string(pool))})
+				o.Lanes = append(o.Lanes, Lane{Pool: pool, Using: or(string(pool), o.Using)})
 			}
 			o.Lanes[i].Queued = append(o.Lanes[i].Queued, it)
 		}
