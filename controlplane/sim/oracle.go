@@ -273,9 +273,13 @@ func (o *oracle) startable() map[fleet.PoolName]fleet.BuildID {
 		_, is := v.Gated(stage, b.Org, b.Pool)
 		return is
 	}
+	waiting := make(map[fleet.PoolName]int)
 	for t := range v.Waiting.All() {
-		if b, _ := v.Builds.Get(t.Build); free[t.Pool] > 0 && !b.Cancel && !gated(fleet.GateDispatch, b) {
-			out[t.Pool] = t.Build
+		if b, _ := v.Builds.Get(t.Build); !b.Cancel && !gated(fleet.GateDispatch, b) {
+			waiting[t.Pool]++
+			if free[t.Pool] > 0 {
+				out[t.Pool] = t.Build
+			}
 		}
 	}
 	queued := make(map[fleet.OrgName][]fleet.Build)
@@ -296,14 +300,16 @@ func (o *oracle) startable() map[fleet.PoolName]fleet.BuildID {
 			if slots[b.Pool] == 0 {
 				continue
 			}
-			if free[b.Pool] == 0 { // room is kept for the first of these
+			if waiting[b.Pool] >= slots[b.Pool] { // room is kept for the first of these
 				kept = cmp.Or(kept, need)
 				continue
 			}
 			if using+kept+need > org.Slots && using+kept > 0 {
 				break // it waits for the plan, and those behind it for it
 			}
-			out[b.Pool] = b.ID
+			if free[b.Pool] > 0 {
+				out[b.Pool] = b.ID
+			}
 		}
 	}
 	return out
