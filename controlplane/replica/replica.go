@@ -158,6 +158,8 @@ type Replica struct {
 	stopped chan struct{}          // closed when raft has stopped
 	closing sync.Once
 	closed  error
+
+	forgetting sync.Mutex
 }
 
 // Open opens the stores of a node and its port, and checks them. It starts

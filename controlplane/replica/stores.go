@@ -112,7 +112,10 @@ type stores struct {
 	logs   raft.LogStore
 	stable raft.StableStore
 	snaps  raft.SnapshotStore
-	close  func() error
+	// scrub takes off the disk what dropped entries and snapshots leave there; see
+	// Replica.Forget. Nil for a store in memory.
+	scrub func(index, first uint64) (done bool, err error)
+	close func() error
 }
 
 // segments are the files of the log. When the end of the log is cut off, as a
@@ -239,6 +242,12 @@ func openStores(dir string, want Cluster, log *slog.Logger) (_ *stores, _ Cluste
 		return nil, Cluster{}, fmt.Errorf("open snapshots: %w", err)
 	}
 	s := &stores{logs: cached, stable: w, snaps: snaps, close: closeAll}
+	s.scrub = func(index, first uint64) (bool, error) {
+		if err := scrubSnapshots(filepath.Join(dir, snapshotDir), snaps, index); err != nil {
+			return false, err
+		}
+		return scrubLog(logs, first)
+	}
 	if err := checkSnapshots(filepath.Join(dir, snapshotDir), s); err != nil {
 		return nil, Cluster{}, err
 	}
