@@ -19,6 +19,10 @@ type Pool struct {
 	// hosts, and HeldWhy says why, in a sentence; empty when it does not.
 	HeldAt  Time   `json:"held_at,omitempty"`
 	HeldWhy string `json:"held_why,omitempty"`
+
+	// StrandedAt is since when the leader does not have the provider: hosts are
+	// neither launched nor ended. Zero when it has.
+	StrandedAt Time `json:"stranded_at,omitempty"`
 }
 
 // The defaults of a pool's liveness bounds.

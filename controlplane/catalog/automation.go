@@ -44,6 +44,9 @@ func loopNote(v *state.View, l fleet.Loop) string {
 	case fleet.LoopProvision:
 		var held []string
 		for _, p := range v.Pools.All() {
+			if p.StrandedAt != 0 {
+				held = append(held, strandedWords(p))
+			}
 			if p.HeldAt != 0 {
 				held = append(held, heldWords(p))
 			}

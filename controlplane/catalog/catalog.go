@@ -24,7 +24,7 @@ func All() *op.Registry {
 		BuildPromote, BuildAssign,
 		AgentJoin, AgentReport, AttemptLose,
 		HostEnrol, HostSuspect, HostLose, HostRetire, HostEnd, HostGone,
-		LaunchRecord, LaunchReport, LaunchPrune, PoolHold,
+		LaunchRecord, LaunchReport, LaunchPrune, PoolHold, PoolStrand,
 		BuildRetire, RefusalSettle,
 		OverrideExpire, OutboxDeliver, AuditAnchor, SinkOpen, SinkSending, SinkSent, SinkDead, SinkFailing,
 	)

@@ -172,7 +172,10 @@ var HostRemove = op.Mutation(op.Spec{
 	Long: "Whoever removes a lost host says that it is dead: what ran on it has ended, and\n" +
 		"exclusive builds that wait for proof of that go on. A host of one's own leaves the\n" +
 		"list; one that footplate has launched is ended by its provider and replaced, also\n" +
-		"when the guard holds that back. A host that is heard is not removed.",
+		"when the guard holds that back. One that is ending, and stays so because its provider\n" +
+		"is not there to end it, leaves the list: should the provider still have its machine\n" +
+		"when it comes back, it ends it then. The certificate of a removed host is void: its\n" +
+		"agent needs a new one-time token. A host that is heard is not removed.",
 	Role:     fleet.Operator,
 	Risk:     op.Disruptive,
 	Show:     state.ShowLine,
@@ -190,7 +193,7 @@ var HostRemove = op.Mutation(op.Spec{
 			missing++
 			others = append(others, fmt.Sprintf("there is no host %q", id))
 			continue
-		case h.State != fleet.HostReady || !h.Lost:
+		case h.State != fleet.HostEnding && (h.State != fleet.HostReady || !h.Lost):
 			others = append(others, fmt.Sprintf("host %q is %s, not lost", id, h.Condition()))
 			continue
 		}
@@ -201,16 +204,26 @@ var HostRemove = op.Mutation(op.Spec{
 			}
 		}
 		lose(tx, ids, fmt.Sprintf("host %s was removed by %s", id, m.By), true)
-		if h.Launch == 0 {
-			tx.Hosts.Delete(id)
-			removed = append(removed, string(id))
-			res.Changes = append(res.Changes, fmt.Sprintf("host %s leaves the list", id))
+		if g, ok := tx.Grants.Get(fleet.AgentOf(id)); ok && g.Key != "" {
+			tx.Grants.Delete(g.Principal)
+			res.Changes = append(res.Changes, fmt.Sprintf("the certificate of host %s is void", id))
+		}
+		if h.Launch != 0 && h.State != fleet.HostEnding {
+			h.State, h.Why = fleet.HostEnding, because("removed", m)
+			tx.Hosts.Put(id, h)
+			ending = append(ending, string(id))
+			res.Changes = append(res.Changes, fmt.Sprintf("host %s is ended by its provider, and replaced", id))
 			continue
 		}
-		h.State, h.Why = fleet.HostEnding, because("removed", m)
-		tx.Hosts.Put(id, h)
-		ending = append(ending, string(id))
-		res.Changes = append(res.Changes, fmt.Sprintf("host %s is ended by its provider, and replaced", id))
+		change := fmt.Sprintf("host %s leaves the list", id)
+		if l, ok := tx.Launches.Get(h.Launch); ok {
+			l.State = fleet.LaunchEnded
+			tx.Launches.Put(l.ID, l)
+			change += "; its provider ends its machine, should it still have it"
+		}
+		tx.Hosts.Delete(id)
+		removed = append(removed, string(id))
+		res.Changes = append(res.Changes, change)
 	}
 	var did []string
 	if len(removed) > 0 {

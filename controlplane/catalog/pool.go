@@ -76,6 +76,9 @@ var PoolShow = op.Query(op.Spec{
 		return PoolDetail{}, err
 	}
 	d := PoolDetail{PoolRow: poolRow(env.View, p), SuspectAfter: p.SuspectAfter, FenceAfter: p.FenceAfter, HeldAt: p.HeldAt, HeldWhy: p.HeldWhy, Hosts: []HostRow{}}
+	if p.StrandedAt != 0 {
+		d.Stranded = strandedWords(p)
+	}
 	for _, h := range env.View.Hosts.All() {
 		if h.Pool == p.Name {
 			d.Hosts = append(d.Hosts, hostRow(env, h))
@@ -91,6 +94,7 @@ type PoolDetail struct {
 	FenceAfter   fleet.Duration `json:"fence_after" help:"a host silent for this long has ended its tasks"`
 	HeldAt       fleet.Time     `json:"held_at,omitempty" help:"since when its silent hosts are not replaced"`
 	HeldWhy      string         `json:"held_why,omitempty" help:"why they are not"`
+	Stranded     string         `json:"stranded,omitempty" help:"why nobody launches and ends its hosts"`
 	Hosts        []HostRow      `json:"hosts"`
 }
 

@@ -335,3 +335,34 @@ var PoolHold = op.Internal(op.Spec{
 	tx.Pools.Put(p.Name, p)
 	return op.Result{Text: text}, nil
 })
+
+// PoolStrandArgs says that the leader does not have a pool's provider, or has
+// it again.
+type PoolStrandArgs struct {
+	Pool fleet.PoolName `json:"pool"`
+	Over bool           `json:"over,omitempty"`
+}
+
+// PoolStrand records that nobody launches and ends the hosts of a pool, and
+// tells people: once when it begins, and once when it is over.
+var PoolStrand = op.Internal(op.Spec{
+	Name: "pool strand", Summary: "note that the provider of a pool is not there", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a PoolStrandArgs) (op.Result, error) {
+	p, ok := tx.Pools.Get(a.Pool)
+	if !ok || (p.StrandedAt != 0) != a.Over {
+		return op.Result{Quiet: true}, nil
+	}
+	p.StrandedAt = 0
+	text := fmt.Sprintf("the leader has the provider %q of pool %q again", p.Provider, p.Name)
+	if !a.Over {
+		p.StrandedAt = tx.At
+		text = strandedWords(p)
+	}
+	tx.Pools.Put(p.Name, p)
+	return op.Result{Text: text}, nil
+})
+
+// strandedWords says what becomes of a pool without its provider.
+func strandedWords(p fleet.Pool) string {
+	return fmt.Sprintf("hosts of pool %q are neither launched nor ended since %s: the leader was started without the provider %q", p.Name, p.StrandedAt, p.Provider)
+}

@@ -201,6 +201,8 @@ func heldBack(v *state.View, name fleet.PoolName) string {
 // noHost says why a pool has no host that takes work.
 func noHost(pool fleet.Pool, row PoolRow) string {
 	switch {
+	case pool.StrandedAt != 0:
+		return fmt.Sprintf("pool %q has no ready host: %s", pool.Name, strandedWords(pool))
 	case row.Booting > 0:
 		return fmt.Sprintf("%s of pool %q %s booting and none is ready", count(row.Booting, "host"), pool.Name, isAre(row.Booting))
 	case row.Away > 0:

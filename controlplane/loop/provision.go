@@ -37,7 +37,7 @@ func Provision(now fleet.Time, v *state.View, listings []Listing) ([]state.Comma
 	i := -1
 	for _, p := range v.Pools.All() {
 		i++
-		if p.Provider == "none" {
+		if p.Provider == "none" || p.StrandedAt != 0 {
 			continue
 		}
 		out = append(out, size(v, p)...)
@@ -63,6 +63,18 @@ func Provision(now fleet.Time, v *state.View, listings []Listing) ([]state.Comma
 		}
 	}
 	return out, fx
+}
+
+// strand notes which pools have no provider here, and which have it again.
+func strand(v *state.View, providers map[string]provider.Provider) []state.Command {
+	var out []state.Command
+	for _, p := range v.Pools.All() {
+		here := p.Provider == "none" || providers[p.Provider] != nil
+		if here != (p.StrandedAt == 0) {
+			out = append(out, command(fleet.LoopProvision, catalog.PoolStrand, catalog.PoolStrandArgs{Pool: p.Name, Over: here}))
+		}
+	}
+	return out
 }
 
 // size launches or retires hosts so that pool p gets its size.
@@ -220,6 +232,10 @@ const callTimeout = 30 * time.Second
 func (p *provisioner) wait() { p.running.Wait() }
 
 func (p *provisioner) step(ctx context.Context, v *state.View) []state.Command {
+	// What is stranded comes first: nothing is launched that nobody can launch.
+	if out := strand(v, p.cfg.Providers); len(out) > 0 {
+		return out
+	}
 	var listings []Listing
 	for name, pr := range p.cfg.Providers {
 		call, cancel := context.WithTimeout(ctx, 5*time.Second)

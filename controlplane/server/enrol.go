@@ -47,7 +47,7 @@ func (s *Server) enrolled(host fleet.HostID, key string) (Caller, error) {
 	who := fleet.AgentOf(host)
 	g, ok := v.Grants.Get(who)
 	if !ok || g.Role != fleet.Agent || key != "" && g.Key != key {
-		return Caller{}, fleet.Deniedf("the certificate of %s is void: it was revoked, or the host has enrolled anew", who).
+		return Caller{}, fleet.Deniedf("the certificate of %s is void: it was revoked, or the host was removed or has enrolled anew", who).
 			WithHint("remove cert.pem and key.pem of its --tls folder, and let it enrol: footplate access token create %s --role agent --once", host)
 	}
 	return Caller{Caller: op.Caller{Principal: who, Role: fleet.Agent}}, nil

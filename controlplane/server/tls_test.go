@@ -197,6 +197,13 @@ func TestAgentsWithCertificates(t *testing.T) {
 	newer := s.enrol(n1, "linux-5")
 	wants(t, "enrolled anew", beat(n2, newer, "", "linux-5"), "", "")
 	wants(t, "the former key", beat(n2, five, "", "linux-5"), fleet.CodeDenied, "void")
+	// So is that of a host that was removed: it needs a new token.
+	wants(t, "before it is removed", s.post(n1, newer, "", "/v1/agent.sync", syncOf("linux-5"), nil), "", "")
+	s.log(catalog.HostLose, catalog.HostLoseArgs{Host: "linux-5", Why: "silent"})
+	s.run("host remove linux-5")
+	wants(t, "after it was removed", s.post(n1, newer, "", "/v1/agent.sync", syncOf("linux-5"), nil), fleet.CodeDenied, "the host was removed")
+	wants(t, "after it was removed, a beat", beat(n2, newer, "", "linux-5"), fleet.CodeDenied, "void")
+	wants(t, "with a new token", beat(n1, s.enrol(n2, "linux-5"), "", "linux-5"), "", "")
 }
 
 // TestEnrol: a token is good once, for one key; whoever has lost the answer is
