@@ -199,9 +199,34 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, id := range old {
 		a.all.Go(func() { a.shipOld(work, id) })
 	}
+	a.all.Go(func() { a.dwell(work) })
 	a.drive(ctx, work, NewDuty(id))
 	a.log.Info("agent ends")
 	return nil
+}
+
+// dwellEvery is how often the agent looks whether its directory is there.
+const dwellEvery = 2 * time.Second
+
+// dwell ends the agent when its directory is gone. Nothing can run without it,
+// and whoever has deleted it, a cluster's folder perhaps with all that was in
+// it, finds no agent by its files any more.
+func (a *Agent) dwell(work context.Context) {
+	tick := time.NewTicker(dwellEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-work.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := os.Stat(a.cfg.Dir); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		a.log.Error("the directory of the agent is gone, so the agent ends", "dir", a.cfg.Dir)
+		a.tell(work, Input{Stop: true})
+		return
+	}
 }
 
 // reap makes sure that nothing of an earlier incarnation runs. It does not

@@ -312,6 +312,28 @@ func TestLeavesWhenTheHostIsEnded(t *testing.T) {
 	}
 }
 
+// Whoever deletes the folder of a cluster leaves no agents behind that nobody
+// can find.
+func TestEndsWithItsDirectory(t *testing.T) {
+	w := newWorld(t, 1, 10*fleet.Second)
+	dir := filepath.Join(t.TempDir(), "agent")
+	p := w.process(dir)
+	until(t, "it is there", func() bool { _, ok := w.lastSync(); return ok })
+	done := make(chan error, 1)
+	go func() { done <- p.Wait() }()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it stays")
+	}
+}
+
 func TestOneAgentADirectory(t *testing.T) {
 	w := newWorld(t, 1, 10*fleet.Second)
 	dir := t.TempDir()
