@@ -7,7 +7,7 @@ BIN     := $(CURDIR)/.build/footplate
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test vet race unit soak sim bench reference need clean
+.PHONY: help build demo test vet soak sim bench reference need clean
 
 help: ## print this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -422,8 +422,12 @@ var BuildRetry = op.Mutation(op.Spec{
 			t.Held, t.Spent = 0, len(t.Attempts)
 			again++
 		}
-		if again == 0 {
-			return "has nothing to retry", false
+		switch {
+		case again > 0:
+		case b.Stage == fleet.StageFinished:
+			return "has passed: there is nothing to retry", false
+		default:
+			return "has not ended: there is nothing to retry yet", false
 		}
 		b.Tasks = tasks
 		if b.Stage == fleet.StageFinished {
@@ -464,11 +468,11 @@ func eachBuild(tx *state.Tx, ids []fleet.BuildID, done string, change func(*flee
 	case len(changed)+len(same) == 0:
 		return op.Result{}, fleet.NotFoundf("there is no build %s", strings.Join(missing, ", ")).WithHint("footplate build list")
 	case len(changed) == 0:
-		err := fleet.Conflictf("build %s", strings.Join(same, "; build "))
-		if gone > 0 {
-			err = err.WithHint("footplate build show %d", gone)
+		about := gone
+		if gone == 0 {
+			about = ids[slices.IndexFunc(ids, func(id fleet.BuildID) bool { return !slices.Contains(missing, id.String()) })]
 		}
-		return op.Result{}, err
+		return op.Result{}, fleet.Conflictf("build %s", strings.Join(same, "; build ")).WithHint("footplate build show %d", about)
 	}
 	noun := "build"
 	if len(changed) > 1 {

@@ -131,7 +131,7 @@ func (a PoolCreateArgs) Validate() error {
 	case a.Min < 0 || a.Max < a.Min || a.Max > 100_000:
 		return fleet.Invalidf("--min %d and --max %d do not fit", a.Min, a.Max).WithHint("0 <= min <= max <= 100000")
 	case a.Size < a.Min || a.Size > a.Max:
-		return fleet.Invalidf("--size %d lies outside of %d to %d", a.Size, a.Min, a.Max)
+		return fleet.Invalidf("--size %d lies outside of %d to %d", a.Size, a.Min, a.Max).WithHint("--min and --max set the bounds")
 	case a.SuspectAfter < fleet.Second || a.FenceAfter < 2*fleet.Second || a.SuspectAfter > a.FenceAfter || a.FenceAfter > lease.MaxFenceAfter:
 		return fleet.Invalidf("--suspect-after %s and --fence-after %s do not fit", a.SuspectAfter, a.FenceAfter).
 			WithHint("1s <= suspect-after <= fence-after, and 2s <= fence-after <= %s", lease.MaxFenceAfter)
@@ -185,11 +185,13 @@ func poolScale(tx *state.Tx, _ op.Meta, a PoolScaleArgs) (op.Result, error) {
 		return op.Result{}, err
 	}
 	if p.Provider == "none" {
-		return op.Result{}, fleet.Conflictf("pool %q has no provider: its hosts join by themselves", a.Pool)
+		return op.Result{}, fleet.Conflictf("pool %q has no provider: its hosts join by themselves", a.Pool).
+			WithHint("start an agent with --pool %s on each host", a.Pool)
 	}
 	was, now := p.Size, a.Size.Of(p.Size)
 	if now < p.Min || now > p.Max {
-		return op.Result{}, fleet.Conflictf("pool %q may have %d to %d hosts, not %d", a.Pool, p.Min, p.Max, now)
+		return op.Result{}, fleet.Conflictf("pool %q may have %d to %d hosts, not %d", a.Pool, p.Min, p.Max, now).
+			WithHint("its bounds are those that pool create was given; another pool can have others")
 	}
 	p.Size = now
 	tx.Pools.Put(p.Name, p)
