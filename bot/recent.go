@@ -126,12 +126,8 @@ func (r *run) done(ctx context.Context) (*catalog.EntryDetail, bool) {
 func (r *run) entry(ctx context.Context, fits func(*catalog.EntryDetail) bool) (*catalog.EntryDetail, bool) {
 	ctx, cancel := context.WithTimeout(ctx, r.Budget/2)
 	defer cancel()
-	tail, ok := r.Registry.Get(catalog.AuditTail.Name)
-	if !ok {
-		return nil, false
-	}
 	var rows []catalog.EntryRow
-	if !r.look(ctx, tail, &catalog.AuditTailArgs{Limit: 5, By: r.by, Op: r.call.Op.Name}, &rows) {
+	if !r.look(ctx, catalog.AuditTail, &catalog.AuditTailArgs{Limit: 5, By: r.by, Op: r.call.Op.Name}, &rows) {
 		return nil, false
 	}
 	for i := len(rows) - 1; i >= 0; i-- {

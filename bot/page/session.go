@@ -199,14 +199,7 @@ func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 
 // whoami asks who the visitor is; nobody's name when that cannot be told.
 func (v *visit) whoami(ctx context.Context) (fleet.Principal, fleet.Role) {
-	o, ok := v.page.cfg.Registry.Get("access whoami")
-	if !ok {
-		return "", ""
-	}
-	me, _, err := query[struct {
-		Principal fleet.Principal `json:"principal"`
-		Role      fleet.Role      `json:"role"`
-	}](ctx, v, o, o.NewArgs())
+	me, _, err := query[catalog.WhoamiRow](ctx, v, catalog.AccessWhoami, catalog.AccessWhoami.NewArgs())
 	if err != nil {
 		return "", ""
 	}
