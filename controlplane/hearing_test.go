@@ -131,7 +131,7 @@ func TestListenerAsksNobodyAboutWhoIsHeard(t *testing.T) {
 		}, slog.New(slog.NewTextHandler(io.Discard, nil))),
 	}
 	heard := l.listen(t.Context(), hostView(t))
-	if len(heard.Hosts) != 1 || !heard.Hosts[0].Known || heard.Hosts[0].Silent != 0 || heard.Hosts[0].Over {
-		t.Errorf("%+v", heard)
+	if need := 10*fleet.Second + lease.Margin(10*fleet.Second); len(heard.Hosts) != 0 || heard.Next < need-fleet.Second || heard.Next > need {
+		t.Errorf("there is something to say of a host that is heard: %+v", heard)
 	}
 }

@@ -14,6 +14,9 @@ const dispatchAtOnce = 500
 func Dispatch(_ fleet.Time, v *state.View) []state.Command {
 	var out []state.Command
 	for _, p := range v.Pools.All() {
+		if v.DepthOf(p.Name) == 0 {
+			continue // ten thousand hosts need not be looked at for nobody
+		}
 		var hosts []queue.Free
 		room := 0
 		for _, h := range v.Hosts.All() {

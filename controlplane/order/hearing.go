@@ -10,7 +10,7 @@ import (
 	"footplate/fleet/lease"
 )
 
-// Hearing is what is known of one host that is ready.
+// Hearing is what is known of one host that is ready, and that is or was silent.
 type Hearing struct {
 	Host fleet.HostID
 	// Silent is for how long the leader has listened and heard nothing.
@@ -26,7 +26,7 @@ type Hearing struct {
 
 // Heard is one look at all hosts.
 type Heard struct {
-	Hosts []Hearing
+	Hosts []Hearing // but for those of which there is nothing to say
 	// Unstarted are attempts that were given to their host, never reported, and
 	// can no longer start there.
 	Unstarted []fleet.AttemptID
@@ -63,7 +63,9 @@ func (b *Book) Listen(v *state.View, silent func(fleet.Host) (fleet.Duration, bo
 			out.Ask = append(out.Ask, api.TestifyHost{Host: id, Boot: h.Boot, FenceAfter: pool.FenceAfter})
 			out.asked = append(out.asked, len(out.Hosts))
 		}
-		out.Hosts = append(out.Hosts, Hearing{Host: id, Silent: ago, Known: known})
+		if left <= 0 || ago >= pool.SuspectAfter || h.Suspect || h.Lost {
+			out.Hosts = append(out.Hosts, Hearing{Host: id, Silent: ago, Known: known})
+		}
 		out.Unstarted = append(out.Unstarted, b.unstarted(v, h)...)
 	}
 	out.Unstarted = append(out.Unstarted, b.neverHeld(v)...)
