@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: gcc for the race detector,
 # git for checkouts, iproute2 for network namespaces, PostgreSQL for the shared
-# archive, Chromium for the page, and npm for the judges of the Slack side. Does
-# nothing when all is there.
+# archive, systemd, curl and openssl for the rehearsal of OPERATIONS.md, Chromium
+# for the page, and npm for the judges of the Slack side. Does nothing when all is
+# there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +13,9 @@ command -v git >/dev/null || missing+=(git)
 command -v ip >/dev/null || missing+=(iproute2)
 compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql-15)
 command -v chromium >/dev/null || missing+=(chromium)
+[ -x /lib/systemd/systemd ] || missing+=(systemd)
+command -v curl >/dev/null || missing+=(curl)
+command -v openssl >/dev/null || missing+=(openssl)
 command -v npm >/dev/null || missing+=(npm)
 command -v go >/dev/null || { echo 'go is needed: https://go.dev/dl' >&2; exit 1; }
 if [ ${#missing[@]} -gt 0 ]; then

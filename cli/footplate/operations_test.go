@@ -42,7 +42,7 @@ import (
 // and the Slack of the document is slacktest. Both are in substitutions.
 var substitutions = []struct{ written, played string }{
 	{"xoxb-...", slacktest.BotToken},
-	{"xapp-...", slacktest.AppToken + "\nFOOTPLATE_SLACK_API_URL=http://" + deskAddr + ":8080"},
+	{"xapp-...", slacktest.AppToken + "\nFOOTPLATE_SLACK_API_URL=http://" + deskAddr + ":8080/api/"},
 	{"C0123456789", opsChannel},
 }
 
@@ -154,8 +154,11 @@ func play(t *testing.T) {
 	var w *watcher
 	for _, b := range played(r.document()) {
 		at := time.Now()
-		if b.watch && w == nil {
+		switch b.note {
+		case "watch":
 			w = r.watch()
+		case "upgrade":
+			r.sh(`cp "$NEW" "$DESK/new" && mv "$DESK/new" "$DESK/footplate"`, "NEW="+r.build("v1.1.0"), "DESK="+r.dir)
 		}
 		if !r.block(b) {
 			r.journals()
@@ -231,7 +234,7 @@ func (r *rehearsal) setStage() {
 func (r *rehearsal) build(version string) string {
 	r.t.Helper()
 	to := filepath.Join(r.tool, "footplate-"+version)
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X footplate/cli.Version="+version, "-o", to, ".")
+	cmd := exec.Command("go", "build", "-ldflags", "-X footplate/cli.Version="+version, "-o", to, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		r.t.Fatalf("build %s: %v\n%s", version, err, out)
@@ -318,10 +321,10 @@ type block struct {
 	line  int
 	at    string
 	lines []string
-	watch bool // from here on builds and callers are watched
+	note  string // watch: from here on builds and callers are watched; upgrade: the desk has a new program
 }
 
-var placed = regexp.MustCompile(`^<!-- at ([a-z0-9-]+)(, and watch)? -->$`)
+var placed = regexp.MustCompile(`^<!-- at ([a-z0-9-]+)(?:, (watch|upgrade))? -->$`)
 
 func played(doc string) (out []block) {
 	lines := strings.Split(doc, "\n")
@@ -330,7 +333,7 @@ func played(doc string) (out []block) {
 		if m == nil {
 			continue
 		}
-		b := block{line: i + 1, at: m[1], watch: m[2] != ""}
+		b := block{line: i + 1, at: m[1], note: m[2]}
 		for i++; i < len(lines) && lines[i] == ""; i++ {
 		}
 		for ; i < len(lines) && (strings.HasPrefix(lines[i], "    ") || lines[i] == ""); i++ {
@@ -432,6 +435,15 @@ func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) +
 // plain makes of a line what is the same in every play: figures, ids, times and
 // who leads differ.
 func plain(line string) string {
+	// But versions.
+	line = regexp.MustCompile(`\bv\d+\.\d+\.\d+\b`).ReplaceAllStringFunc(line, func(v string) string {
+		return strings.Map(func(c rune) rune {
+			if c >= '0' && c <= '9' {
+				return 'a' + c - '0'
+			}
+			return c
+		}, v)
+	})
 	for _, p := range []struct{ what, is string }{
 		{`fp_[0-9a-f]+`, "fp_"}, {`\b\d+:[0-9a-f]{8}\b`, "-"}, {`\b[0-9a-f]{8,}\b`, "0"}, {`\b(leader|follower)\b`, "role"}, {`\b(\d+(ms|µs|us|[dhms])){1,4}\b`, "0s"}, {`\d+`, "0"}, {`[\s-]+`, " "},
 	} {
