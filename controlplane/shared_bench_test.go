@@ -2,14 +2,11 @@ package controlplane
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"testing"
 	"time"
 
-	"footplate/controlplane/api"
 	"footplate/controlplane/archive/postgres/postgrestest"
-	"footplate/controlplane/catalog"
 	"footplate/controlplane/replica/rafttest"
 )
 
@@ -28,24 +25,6 @@ func BenchmarkShared(b *testing.B) {
 	without := benchCluster(b)
 	url := pg.URL("postgres")
 	with := benchCluster(b, func(c *Config) { c.Postgres = url })
-	act := func(nodes []*Node) rafttest.Subject {
-		door := nodes[0].server.Door()
-		return rafttest.Subject{
-			Settle: func() { settled(b, nodes) },
-			Do: func(caller, i int) error {
-				args, err := json.Marshal(benchAction(caller, i))
-				if err != nil {
-					return err
-				}
-				who, err := door.Authenticate(benchToken)
-				if err != nil {
-					return err
-				}
-				_, err = door.Do(context.Background(), who, catalog.OrgSet, api.Request{Args: args, Via: "bench/1"})
-				return err
-			},
-		}
-	}
 	delivered := func() {
 		rafttest.Wait(b, "the delivery", func() bool {
 			st, ok := with[0].shared.status()
@@ -54,7 +33,9 @@ func BenchmarkShared(b *testing.B) {
 	}
 	delivered()
 	pg.Stop()
-	b.Run("away", func(b *testing.B) { rafttest.Compare(b, 16, benchRounds, benchRound, act(without), act(with)) })
+	b.Run("away", func(b *testing.B) {
+		rafttest.Compare(b, 16, benchRounds, benchRound, benchDoor(b, without), benchDoor(b, with))
+	})
 	st, _ := with[0].shared.status()
 	if st.Err == nil || st.Behind == 0 {
 		b.Fatalf("the server is away, and nothing waits: %+v", st)
@@ -63,7 +44,9 @@ func BenchmarkShared(b *testing.B) {
 		b.Fatal(err)
 	}
 	began := time.Now()
-	b.Run("there", func(b *testing.B) { rafttest.Compare(b, 16, benchRounds, benchRound, act(without), act(with)) })
+	b.Run("there", func(b *testing.B) {
+		rafttest.Compare(b, 16, benchRounds, benchRound, benchDoor(b, without), benchDoor(b, with))
+	})
 	delivered()
 	b.Logf("%d entries had waited; all %d are there %s after the server was", st.Behind, with[0].machine.View().Entry, time.Since(began).Round(time.Millisecond))
 	a, err := with[0].shared.of(1)
