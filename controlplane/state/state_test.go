@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"reflect"
 	"slices"
 	"strings"
@@ -424,7 +425,46 @@ func TestViewQuestions(t *testing.T) {
 	if !slices.Equal(ids, []fleet.AttemptID{1, 4}) || v.UsedSlots("h1") != 2 || v.UsedSlots("h3") != 0 {
 		t.Errorf("on h1 live %v, %d slots", ids, v.UsedSlots("h1"))
 	}
-	if v.SlotsOf("acme") != 0 || v.DepthOf("linux") != 0 {
+	if v.SlotsOf("acme") != 0 || v.SlotsIn("acme", "linux") != 0 || v.DepthOf("linux") != 0 {
 		t.Error("something is counted that is not there")
+	}
+}
+
+// TestLanes: what is queued lies in lanes by org and pool, and what is promoted
+// is counted for both.
+func TestLanes(t *testing.T) {
+	st := New()
+	st.Begin(1, 1000)
+	put := func(id fleet.BuildID, org fleet.OrgName, pool fleet.PoolName, stage fleet.Stage, priority int) {
+		st.Builds.Put(id, fleet.Build{ID: id, Org: org, Pool: pool, Stage: stage, Priority: priority, Tasks: make([]fleet.Task, 2)})
+	}
+	put(1, "acme", "mac", fleet.StageQueued, 0)
+	put(2, "acme", "linux", fleet.StageQueued, -fleet.MaxPriority)
+	put(3, "acme", "linux", fleet.StageQueued, fleet.MaxPriority)
+	put(4, "acme", "linux", fleet.StageRunnable, 0)
+	put(5, "acme-2", "linux", fleet.StageQueued, 0)
+	put(6, "acme", "linux", fleet.StageQueued, 0)
+	put(6, "acme", "linux", fleet.StageFinished, 0)
+	v := st.Publish()
+	read := func(seq iter.Seq[Queued]) string {
+		var ids []string
+		for q := range seq {
+			ids = append(ids, q.Build.String())
+		}
+		return strings.Join(ids, " ")
+	}
+	first := Queued{Org: "acme", Pool: "linux", Priority: fleet.MaxPriority, Build: 3}
+	for _, c := range []struct{ what, got, want string }{
+		{"lanes", read(v.Lanes()), "3 1 5"},
+		{"lanes of acme", read(v.LanesOf("acme")), "3 1"},
+		{"lanes of nobody", read(v.LanesOf("beta")), ""},
+		{"behind", read(v.Behind(first)), "3 2"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: builds %q instead of %q", c.what, c.got, c.want)
+		}
+	}
+	if a, b, c := v.SlotsOf("acme"), v.SlotsIn("acme", "linux"), v.SlotsIn("acme", "mac"); a != 2 || b != 2 || c != 0 {
+		t.Errorf("acme uses %d slots, %d of linux, %d of mac", a, b, c)
 	}
 }
