@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"footplate/bot/slack/slacktest"
+	"footplate/controlplane/api"
 	"footplate/controlplane/archive/postgres/postgrestest"
 	"footplate/controlplane/catalog"
 	"footplate/fleet"
@@ -175,15 +176,11 @@ func (k *killed) finish() {
 	k.t.Helper()
 	k.wait(30*time.Second, "every node", func() bool { return digestsAgree(k.plant) })
 	k.people.finish()
-	k.must("org", "set", "the-last", "--slots", "1")
-	k.wait(90*time.Second, "the last line in Slack", func() bool {
-		for _, m := range k.slack.Messages(opsChannel) {
-			if m.To == "" && strings.Contains(m.Text, `"the-last"`) {
-				return true
-			}
-		}
-		return false
-	})
+	var last api.Reply
+	if err := k.json(&last, "org", "set", "the-last", "--slots", "1"); err != nil {
+		k.t.Fatal(err)
+	}
+	k.wait(90*time.Second, "the last line in Slack", func() bool { return k.posted().newest >= last.Entry })
 	if k.url != "" {
 		k.wait(60*time.Second, "the last entry in Postgres", func() bool {
 			out, _, code := k.run("audit", "verify", "--peers", "--postgres")
