@@ -82,9 +82,9 @@ func TestOperations(t *testing.T) {
 		t.Log(err)
 		need(t, "systemd", false)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
-	args := append(slices.Clone(apart), os.Args[0], "-test.run", "^TestOperations$", "-test.v", "-test.timeout", "10m")
+	args := append(slices.Clone(apart), os.Args[0], "-test.run", "^TestOperations$", "-test.v", "-test.timeout", "20m")
 	cmd := exec.CommandContext(ctx, "unshare", args...)
 	cmd.Env = append(os.Environ(), rehearsing+"=1", rehearsalCG+"="+cg)
 	out, err := cmd.CombinedOutput()
