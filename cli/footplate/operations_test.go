@@ -538,6 +538,10 @@ func (r *rehearsal) watch() *watcher {
 	}
 	// Of its own: the desk's is replaced.
 	env := fmt.Sprintf("FOOTPLATE_TOKEN=%s ", strings.TrimSpace(string(out)))
+	// A node that has not applied it yet does not know it for some milliseconds.
+	if !eventually(10*time.Second, func() bool { _, err := r.run(env + "footplate access whoami"); return err == nil }) {
+		r.t.Fatal("the watcher is not known")
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	go func() {
