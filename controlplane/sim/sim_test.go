@@ -94,7 +94,7 @@ func TestWeakenedRulesAreCaught(t *testing.T) {
 		{NoPermanence, LeaderChange, []string{"P1"}},
 		{WallStart, Clocks, []string{"P5"}},
 		{LateStart, LeaderChange, []string{"P5"}},
-		{NoGuard, Mixed, []string{"P5"}},
+		{NoGuard, Silence, []string{"P5"}},
 		{NoMark, None, []string{"idle"}},
 	} {
 		t.Run(string(c.weak), func(t *testing.T) {
