@@ -95,6 +95,7 @@ func NewSecret(prefix string) string {
 type Node struct {
 	cfg     Config
 	log     *slog.Logger
+	cluster replica.Cluster
 	ops     *op.Registry
 	machine *machine
 	archive *archive.Archive
@@ -127,29 +128,31 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := checkName(cfg.Dir, cfg.Node); err != nil {
 		return nil, err
 	}
-	if n.cfg.Cluster, err = n.clusterID(ctx); err != nil {
+	if n.cluster, err = n.whichCluster(ctx); err != nil {
 		return nil, err
 	}
+	n.cfg.Cluster = n.cluster.ID
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	if n.archive, err = archive.Open(filepath.Join(cfg.Dir, "audit"), n.cfg.Cluster); err != nil {
+	if n.archive, err = archive.Open(filepath.Join(cfg.Dir, "audit"), n.cluster.String()); err != nil {
 		return nil, err
 	}
 	if n.logs, err = logs.Open(filepath.Join(cfg.Dir, "logs")); err != nil {
 		return nil, err
 	}
-	if n.shared, err = newShared(cfg.Postgres, n.cfg.Cluster, n.archive, n.log); err != nil {
+	if n.shared, err = newShared(cfg.Postgres, n.cluster, n.archive, n.log); err != nil {
 		return nil, err
 	}
 	n.machine = newMachine(n.ops, skip, n.archive.Append)
+	n.machine.epoch = n.cluster.Epoch
 	n.ear = newEar(cfg.Node)
-	n.peers = newPeers(cfg, n.cfg.Cluster, n.nodes, n.log)
+	n.peers = newPeers(cfg, n.cluster.String(), n.nodes, n.log)
 	n.peers.catalog, n.machine.fits = n.ops.Fingerprint(), n.peers.fits
 	rc := replica.Config{
-		NodeID: cfg.Node, Cluster: replica.Cluster{ID: n.cfg.Cluster, Epoch: 1},
+		NodeID: cfg.Node, Cluster: n.cluster,
 		Dir: cfg.Dir, RaftAddr: cfg.Raft, Advertise: cfg.RaftAdvertise, Machine: n.machine, Log: cfg.Log, Via: "node/" + cfg.Version,
 		Lead: n.lead, BeforeSnapshot: n.flushArchive, WallOffsets: n.peers.wallOffsets,
 		OnMembership: n.ear.member, HeartbeatTimeout: cfg.Heartbeat,
@@ -242,24 +245,29 @@ func (n *Node) checkLog(ctx context.Context) error {
 	return nil
 }
 
-// clusterID finds out which cluster this node is of: its data says, or the
-// configuration, or the nodes that it joins.
-func (n *Node) clusterID(ctx context.Context) (string, error) {
+// whichCluster finds out which cluster this node is of, and in which recovery
+// epoch: its data says, or the configuration, or the nodes that it joins.
+func (n *Node) whichCluster(ctx context.Context) (replica.Cluster, error) {
 	known, ok, err := replica.ReadCluster(n.cfg.Dir)
+	none := replica.Cluster{}
 	switch {
 	case err != nil:
-		return "", err
+		return none, err
+	case strings.Contains(n.cfg.Cluster, "/"):
+		return none, fleet.Invalidf("--cluster %s is not the id of a cluster: it has a slash", n.cfg.Cluster)
 	case ok && n.cfg.Cluster != "" && known.ID != n.cfg.Cluster:
-		return "", fleet.Conflictf("data directory %s is of cluster %s, not %s", n.cfg.Dir, known.ID, n.cfg.Cluster).
+		return none, fleet.Conflictf("data directory %s is of cluster %s, not %s", n.cfg.Dir, known.ID, n.cfg.Cluster).
 			WithHint("give the node a directory of its own")
 	case ok:
-		return known.ID, nil
-	case n.cfg.Cluster != "":
-		return n.cfg.Cluster, nil
+		return known, nil
+	case n.cfg.Bootstrap && n.cfg.Cluster != "":
+		return replica.Cluster{ID: n.cfg.Cluster, Epoch: 1}, nil
 	case n.cfg.Bootstrap:
-		return NewSecret("")[:16], nil
+		return replica.Cluster{ID: NewSecret("")[:16], Epoch: 1}, nil
+	case len(n.cfg.Join) == 0 && n.cfg.Cluster != "":
+		return replica.Cluster{ID: n.cfg.Cluster, Epoch: 1}, nil
 	case len(n.cfg.Join) == 0:
-		return "", fleet.Invalidf("node %q has no data, and neither --bootstrap nor --join is given", n.cfg.Node).
+		return none, fleet.Invalidf("node %q has no data, and neither --bootstrap nor --join is given", n.cfg.Node).
 			WithHint("--bootstrap on the first node, --join URL on the others")
 	}
 	// The cluster is not known yet, so the question cannot name it.
@@ -272,17 +280,21 @@ func (n *Node) clusterID(ctx context.Context) (string, error) {
 			last = ask.call(call, http.MethodGet, api.NodeAddr{API: a}, "/v1/peer.status", nil, &st)
 			cancel()
 			if last == nil && st.Cluster != "" {
-				return st.Cluster, nil
+				id, epoch, err := fleet.ParseCluster(st.Cluster)
+				if err == nil && n.cfg.Cluster != "" && id != n.cfg.Cluster {
+					err = fleet.Conflictf("the node at %s is of cluster %s, not %s", a, id, n.cfg.Cluster).WithHint("check --join and --cluster")
+				}
+				return replica.Cluster{ID: id, Epoch: epoch}, err
 			}
 			if fleet.CodeOf(last) == fleet.CodeDenied {
-				return "", fleet.Deniedf("the nodes at %s do not know this node's secret", strings.Join(n.cfg.Join, ", ")).
+				return none, fleet.Deniedf("the nodes at %s do not know this node's secret", strings.Join(n.cfg.Join, ", ")).
 					WithHint("copy DATA/secrets/node of the first node, or say --node-token-file")
 			}
 		}
 		n.log.Info("waiting for a node to join", "addrs", n.cfg.Join, "err", last)
 		select {
 		case <-ctx.Done():
-			return "", ctx.Err()
+			return none, ctx.Err()
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
@@ -372,7 +384,7 @@ func (n *Node) members() (version uint64, nodes []api.NodeAddr) {
 
 // joinWords is what a new machine is told.
 func (n *Node) joinWords() provider.Join {
-	j := provider.Join{Token: n.cfg.AgentToken, Cluster: n.cfg.Cluster}
+	j := provider.Join{Token: n.cfg.AgentToken, Cluster: n.cluster.String()}
 	for _, a := range n.nodes() {
 		j.Addrs = append(j.Addrs, a.API)
 	}
@@ -401,7 +413,7 @@ func (n *Node) lead(ctx context.Context, term uint64) {
 	}
 	hear := &listener{
 		node: n.cfg.Node, ear: n.ear, peers: n.peers, given: n.server, members: n.latestMembers,
-		term: term,
+		term: term, recovered: n.machine.recovered,
 	}
 	loop.Run(ctx, loop.Config{
 		View: n.machine.View, WaitView: n.machine.WaitView, Now: n.replica.Now,
@@ -464,6 +476,13 @@ func (n *Node) introduce(ctx context.Context) error {
 		if len(addrs) > 0 && n.replica.Status().Role != replica.RoleLeader {
 			if err := n.peers.join(ctx, addrs, me); err != nil {
 				n.log.Info("not taken into the cluster yet", "err", err)
+				if fleet.CodeOf(err) == fleet.CodeConflict {
+					// It may have been recovered; a node whose log nobody confirms
+					// any more knows of no others than those that it is told.
+					for _, a := range addrs {
+						n.peers.ask(ctx, api.NodeAddr{API: a})
+					}
+				}
 			}
 		}
 		select {
@@ -524,6 +543,7 @@ func (n *Node) fill(ctx context.Context) error {
 	for {
 		wait := time.Second
 		if head := n.machine.restored.Swap(nil); head != nil {
+			n.archive.BeginAt(n.machine.View().Kept())
 			if err := n.archive.Expect(ctx, head.N, head.Hash); err != nil && ctx.Err() == nil {
 				return err
 			}

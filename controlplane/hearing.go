@@ -84,6 +84,8 @@ type listener struct {
 	given   interface{ Book(func(*order.Book)) bool }   // what the server remembers of its agents
 	members func() (version uint64, ids []fleet.NodeID) // the newest in this node's log
 	term    uint64
+	// recovered is for how long this node has known of the recovery epoch.
+	recovered func() fleet.Duration
 }
 
 // listen asks the other nodes about every host that this one has not heard for
@@ -98,7 +100,9 @@ func (l *listener) listen(ctx context.Context, v *state.View) loop.Heard {
 		answers := append(l.peers.testify(ctx, ask), api.Testimony{Node: l.node, Testimonies: l.ear.Testify(ask)})
 		l.book(func(b *order.Book) { b.Judge(&heard, v, q, answers, mono()) })
 	}
-	out := loop.Heard{Unstarted: heard.Unstarted, Next: heard.Next, Hosts: make([]loop.Hearing, len(heard.Hosts))}
+	out := loop.Heard{
+		Unstarted: heard.Unstarted, Next: heard.Next, Hosts: make([]loop.Hearing, len(heard.Hosts)), Recovered: l.recovered(),
+	}
 	for i, h := range heard.Hosts {
 		out.Hosts[i] = loop.Hearing(h)
 	}

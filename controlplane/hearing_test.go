@@ -98,8 +98,9 @@ func TestListenerAsksTheOtherNodes(t *testing.T) {
 			}
 			l := &listener{
 				node: "n1", ear: longSilence("n1"), given: keeper{order.Open(5, 1)}, term: c.term,
-				peers:   newPeers(Config{Node: "n1", NodeToken: "secret"}, "c", nodes, slog.New(slog.NewTextHandler(io.Discard, nil))),
-				members: func() (uint64, []fleet.NodeID) { return 7, []fleet.NodeID{"n1", "n2", "n3"} },
+				peers:     newPeers(Config{Node: "n1", NodeToken: "secret"}, "c", nodes, slog.New(slog.NewTextHandler(io.Discard, nil))),
+				members:   func() (uint64, []fleet.NodeID) { return 7, []fleet.NodeID{"n1", "n2", "n3"} },
+				recovered: func() fleet.Duration { return 0 },
 			}
 			heard := l.listen(t.Context(), v)
 			over := false
@@ -129,6 +130,7 @@ func TestListenerAsksNobodyAboutWhoIsHeard(t *testing.T) {
 			t.Error("the nodes are asked")
 			return nil
 		}, slog.New(slog.NewTextHandler(io.Discard, nil))),
+		recovered: func() fleet.Duration { return 0 },
 	}
 	heard := l.listen(t.Context(), hostView(t))
 	if need := 10*fleet.Second + lease.Margin(10*fleet.Second); len(heard.Hosts) != 0 || heard.Next < need-fleet.Second || heard.Next > need {

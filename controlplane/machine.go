@@ -12,6 +12,7 @@ import (
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/lease"
 )
 
 // DigestEvery is how many log entries lie between two digests.
@@ -31,6 +32,10 @@ type machine struct {
 	// it; nil when there are no other nodes.
 	fits func(*state.Command) *fleet.Error
 
+	epoch uint64 // the recovery epoch that the node's data is of; 0 when it may be any
+	// since is when, on this process's clock, the state came to be of its epoch.
+	since atomic.Int64
+
 	st   *state.State // owned by the goroutine that applies
 	view atomic.Pointer[state.View]
 	// restored is the newest entry of a snapshot that was restored, until the
@@ -45,6 +50,7 @@ type machine struct {
 
 func newMachine(ops *op.Registry, skip map[uint64][]int, append func([]fleet.Entry)) *machine {
 	m := &machine{ops: ops, skip: skip, append: append, st: state.New(), newer: make(chan struct{})}
+	m.since.Store(int64(mono()))
 	m.view.Store(m.st.Publish())
 	return m
 }
@@ -139,6 +145,13 @@ func (m *machine) Restore(r io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if m.epoch != 0 && st.Epoch != 0 && st.Epoch != m.epoch {
+		return fleet.Conflictf("the state is of recovery epoch %d, and the data directory of epoch %d: a recovery was broken off", st.Epoch, m.epoch).
+			WithHint("do it again: footplate server recover")
+	}
+	if st.Epoch != m.st.Epoch {
+		m.since.Store(int64(mono()))
+	}
 	m.st = st
 	if st.Entry > 0 {
 		m.restored.Store(&archive.Anchor{N: st.Entry, Hash: st.Head})
@@ -146,6 +159,10 @@ func (m *machine) Restore(r io.Reader) error {
 	m.publish()
 	return nil
 }
+
+// recovered returns for how long this process has known of the state's recovery
+// epoch.
+func (m *machine) recovered() fleet.Duration { return mono().Sub(lease.Mono(m.since.Load())) }
 
 // Try runs commands on a copy of the state before they are proposed: one that
 // panics, or that is newer than the slowest node, is refused at the door. What

@@ -37,9 +37,10 @@ type peers struct {
 	log     *slog.Logger
 	catalog string // names the operations that this node knows
 
-	mu    sync.Mutex
-	known map[fleet.NodeID]peer
-	other map[string]api.Operations // of catalogs that are not ours, by their names
+	mu       sync.Mutex
+	known    map[fleet.NodeID]peer
+	overtook error                     // the cluster was recovered without this node
+	other    map[string]api.Operations // of catalogs that are not ours, by their names
 	// differ are the nodes that know other operations than this one, as they were
 	// last heard; nil when there are none, as nearly always.
 	differ atomic.Pointer[[]differing]
@@ -91,6 +92,13 @@ func (p *peers) run(ctx context.Context) error {
 			all.Go(func() { p.ask(ctx, n) })
 		}
 		all.Wait()
+		p.mu.Lock()
+		err := p.overtook
+		p.mu.Unlock()
+		if err != nil {
+			p.log.Error("halting: the cluster goes on without what this node has", "err", err, "hint", fleet.AsError(err).Hint)
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -107,6 +115,13 @@ func (p *peers) ask(ctx context.Context, n api.NodeAddr) {
 	if err := p.call(ctx, http.MethodGet, n, "/v1/peer.status", nil, &st); err != nil {
 		p.log.Debug("a node does not answer", "peer", n.Node, "err", err)
 		return
+	}
+	if st.Cluster != p.cluster {
+		p.stranger(st)
+		return
+	}
+	if n.Node == "" {
+		return // asked only for that
 	}
 	took := time.Since(sent)
 	middle := sent.Add(took / 2) // of the question and the answer
@@ -162,6 +177,22 @@ func (p *peers) fits(c *state.Command) *fleet.Error {
 		}
 	}
 	return nil
+}
+
+// stranger is told of a node that is of another cluster now. When it is this one
+// in a later recovery epoch, this node must halt: with others of its own epoch it
+// could still make a majority, and do beside the recovered cluster what that does.
+func (p *peers) stranger(st api.PeerStatus) {
+	id, epoch, err := fleet.ParseCluster(p.cluster)
+	of, other, bad := fleet.ParseCluster(st.Cluster)
+	if err != nil || bad != nil || of != id || other <= epoch {
+		p.log.Debug("a node is of another cluster", "peer", st.Node, "cluster", st.Cluster)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.overtook = fleet.Conflictf("cluster %q was recovered: node %q is of epoch %d, and this node's data of epoch %d", id, st.Node, other, epoch).
+		WithHint("move the data directory away and let the node join again")
 }
 
 // fresh returns what is known of the other nodes and not too old.

@@ -34,7 +34,7 @@ const readAtOnce = 1 << 20
 // serverConfig is what the server needs of this node.
 func (n *Node) serverConfig() server.Config {
 	return server.Config{
-		Node: n.cfg.Node, Cluster: n.cfg.Cluster, Version: n.cfg.Version, NodeToken: n.cfg.NodeToken,
+		Node: n.cfg.Node, Cluster: n.cluster.String(), Version: n.cfg.Version, NodeToken: n.cfg.NodeToken,
 		Registry: n.ops, Replica: member{n.replica}, World: n.world,
 		View: n.machine.View, Scratch: n.machine.Scratch, Now: n.replica.Now, Mono: mono,
 		Nodes: n.nodes, Members: n.members,
@@ -77,7 +77,7 @@ func (n *Node) serverConfig() server.Config {
 func (n *Node) status() api.PeerStatus {
 	st := n.replica.Status()
 	return api.PeerStatus{
-		Node: n.cfg.Node, Cluster: n.cfg.Cluster, Version: n.cfg.Version, Catalog: n.ops.Fingerprint(),
+		Node: n.cfg.Node, Cluster: n.cluster.String(), Version: n.cfg.Version, Catalog: n.ops.Fingerprint(),
 		Role: string(st.Role), Term: st.Term, Applied: st.Applied, Archive: n.archive.Last(),
 		Wall: fleet.TimeOf(time.Now()), Digests: n.machine.Digests(),
 	}

@@ -49,7 +49,7 @@ func BenchmarkShared(b *testing.B) {
 	})
 	delivered()
 	b.Logf("%d entries had waited; all %d are there %s after the server was", st.Behind, with[0].machine.View().Entry, time.Since(began).Round(time.Millisecond))
-	a, err := with[0].shared.of(1)
+	a, err := with[0].shared.of(stretch{epoch: 1})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -36,8 +37,11 @@ func (w *world) VerifyEntries(ctx context.Context, v op.Verify) []op.Checked {
 	for _, a := range v.Anchors {
 		anchors = append(anchors, archive.Anchor(a))
 	}
-	report, err := w.archive.VerifyChain(ctx, 0, anchors...)
-	own := checked("node "+string(w.node), report, err)
+	report, err := w.archive.VerifyChain(ctx, view.Kept(), anchors...)
+	own := checked("node "+string(w.node), report, overtaken(view, err))
+	if kept := view.Kept(); kept > 1 {
+		own.Note = fmt.Sprintf("entries 1 to %d are nowhere any more: the cluster was recovered without them", kept-1)
+	}
 	if err == nil && report.Last < view.Entry {
 		own.Err = fleet.Conflictf("audit log is not intact: truncated: the archive of node %s ends at entry %d, and the state is at entry %d", w.node, report.Last, view.Entry)
 	}
@@ -56,6 +60,23 @@ func (w *world) VerifyEntries(ctx context.Context, v op.Verify) []op.Checked {
 		out = append(out, w.verifyShared(ctx, anchors))
 	}
 	return out
+}
+
+// overtaken says of an anchor that was not met when it may be of a history that
+// a recovery has given up.
+func overtaken(v *state.View, err error) error {
+	var f *archive.Fault
+	if !errors.As(err, &f) || f.Wrong != archive.Rewritten {
+		return err
+	}
+	for _, r := range v.Recoveries {
+		if f.N > r.Entry {
+			return fleet.Conflictf("%s", fleet.AsError(err).Msg).
+				WithHint("recovery epoch %d began after entry %d, at %s: an anchor that was taken before that is of an entry that the recovery lost, and says nothing about the record; leave it out",
+					r.Epoch, r.Entry, r.At)
+		}
+	}
+	return err
 }
 
 // knownAnchors returns the anchors that the state has, its head last.
@@ -90,24 +111,25 @@ func (w *world) verifyPeer(ctx context.Context, n api.NodeAddr, view *state.View
 		last = st.Archive
 		note = fmt.Sprintf("%d entries behind", view.Entry-last)
 	}
-	begin := fleet.EntryNo(1)
-	if last > whole {
+	kept := view.Kept()
+	begin := kept
+	if last >= kept+whole {
 		begin = last - whole + 1
 		note = fmt.Sprintf("the newest %d whole, samples of what is older", whole)
 	}
 	total := 0
 	for range verifySamples {
-		if begin == 1 {
+		if begin == kept {
 			break
 		}
-		from := 1 + fleet.EntryNo(rand.Uint64N(uint64(begin)))
-		r, err := w.verifyPiece(ctx, n, from, min(from+verifyAtOnce-1, begin-1), anchors)
+		from := kept + fleet.EntryNo(rand.Uint64N(uint64(begin-kept)))
+		r, err := w.verifyPiece(ctx, n, kept, from, min(from+verifyAtOnce-1, begin-1), anchors)
 		total += r.Count
 		if err != nil {
 			return checked(where, r, err)
 		}
 	}
-	r, err := w.verifyPiece(ctx, n, begin, last, anchors)
+	r, err := w.verifyPiece(ctx, n, kept, begin, last, anchors)
 	r.Count += total
 	c := checked(where, r, err)
 	c.Note = note
@@ -115,10 +137,13 @@ func (w *world) verifyPeer(ctx context.Context, n api.NodeAddr, view *state.View
 }
 
 // verifyPiece checks a peer's entries from from to to: each follows the one
-// before it, and the first follows the one that this node has before it.
-func (w *world) verifyPiece(ctx context.Context, n api.NodeAddr, from, to fleet.EntryNo, anchors []archive.Anchor) (archive.Report, error) {
+// before it, and the first follows the one that this node has before it. Before
+// kept there is none.
+func (w *world) verifyPiece(ctx context.Context, n api.NodeAddr, kept, from, to fleet.EntryNo, anchors []archive.Anchor) (archive.Report, error) {
 	before := archive.Anchor{}
-	if from > 1 {
+	if from == kept && from > 1 {
+		before.N = from - 1 // nobody has it: what follows it is vouched for by its own end
+	} else if from > 1 {
 		e, err := w.archive.Get(ctx, from-1)
 		if err != nil {
 			return archive.Report{}, err

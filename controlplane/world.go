@@ -11,6 +11,7 @@ import (
 
 	"footplate/controlplane/api"
 	"footplate/controlplane/archive"
+	"footplate/controlplane/catalog"
 	"footplate/controlplane/logs"
 	"footplate/controlplane/op"
 	"footplate/controlplane/replica"
@@ -56,6 +57,9 @@ func (w *world) Cluster(context.Context) op.Cluster {
 	}
 	known := w.peers.fresh()
 	v := w.machine.View()
+	if v.Fence > 0 {
+		c.Notes = append(c.Notes, catalog.FenceWords(v))
+	}
 	for _, m := range st.Members {
 		n, _ := v.Nodes.Get(m.ID)
 		row := op.ClusterNode{Node: m.ID, API: n.API}

@@ -48,10 +48,14 @@ The first node makes its secrets in DATA/secrets, unless they are given: "node" 
 node, "agent" to every agent, "admin" to the person who goes on from here. A node with data
 never begins a cluster again: the flags may stay as they are.
 
+When a majority of the nodes is lost for ever: footplate server recover; when all are: footplate
+server restore.
+
 With --tls everything is encrypted, URLs begin with https://, and only who has a certificate of
 "footplate tls init" is a node.`,
 		Args: cobra.NoArgs,
 	}
+	c.AddCommand(restoreCommand(), recoverCommand())
 	f := c.Flags()
 	f.StringVar(&node, "node", "n1", "name of the node")
 	f.StringVar(&cfg.Dir, "data", "", "data directory")

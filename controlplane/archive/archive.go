@@ -70,6 +70,7 @@ type Archive struct {
 
 	last     fleet.EntryNo // highest number that Append was given
 	floor    fleet.EntryNo // what this run of the node was given by snapshot ends here
+	begin    fleet.EntryNo // what is before it is nowhere any more
 	expected Anchor        // newest entry that is known to exist and was not queued
 	have     spans         // in the database
 	durable  spans         // in the database and certainly on disk
@@ -91,13 +92,18 @@ type Anchor struct {
 	Hash string        `json:"hash"`
 }
 
-// Open opens the archive of the cluster in dir, and makes it when there is
-// none. It refuses the archive of another cluster.
+// Open opens the archive of the cluster, a fleet.ClusterName, in dir, and makes
+// it when there is none. It refuses the archive of another cluster. One of an
+// earlier recovery epoch is gone on with: the chain does as well.
 func Open(dir, cluster string) (*Archive, error) {
+	id, _, err := fleet.ParseCluster(cluster)
+	if err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open archive: %w", err)
 	}
-	db, have, err := openDatabase(filepath.Join(dir, "audit.db"), cluster)
+	db, have, err := openDatabase(filepath.Join(dir, "audit.db"), id)
 	if err != nil {
 		return nil, err
 	}
@@ -210,6 +216,14 @@ func (a *Archive) Expect(ctx context.Context, upto fleet.EntryNo, hash string) e
 	return nil
 }
 
+// BeginAt says that the entries before n are nowhere any more, because the
+// cluster was recovered without them: they are not missed.
+func (a *Archive) BeginAt(n fleet.EntryNo) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begin = n
+}
+
 // Last returns the highest number that is in the archive, 0 when it is empty.
 func (a *Archive) Last() fleet.EntryNo {
 	a.mu.Lock()
@@ -222,7 +236,11 @@ func (a *Archive) Last() fleet.EntryNo {
 func (a *Archive) Missing() (from, to fleet.EntryNo) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.have.gap(max(a.have.last(), a.expected.N))
+	from, to = a.have.gap(max(a.have.last(), a.expected.N))
+	if to < a.begin {
+		return 0, 0
+	}
+	return max(from, min(a.begin, to)), to
 }
 
 // Err returns what keeps the archive from writing, nil when nothing does. An

@@ -56,6 +56,9 @@ func (a *Archive) Export(ctx context.Context, w io.Writer, f Filter) error {
 	if err := a.settle(ctx); err != nil {
 		return fmt.Errorf("export audit archive: %w", err)
 	}
+	a.mu.Lock()
+	f.From = max(f.From, a.begin)
+	a.mu.Unlock()
 	from, to, err := a.db.bounds(ctx, f)
 	if err != nil {
 		return fmt.Errorf("export audit archive: %w", err)
@@ -114,7 +117,7 @@ func lineHash(line []byte) string {
 func (a *Archive) complete(from, to fleet.EntryNo) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.have.covers(from, to) {
+	if from = max(from, a.begin); to < from || a.have.covers(from, to) {
 		return nil
 	}
 	first, last := a.have.gap(to)

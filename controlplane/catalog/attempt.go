@@ -93,6 +93,9 @@ type BuildAssignArgs struct {
 var BuildAssign = op.Internal(op.Spec{
 	Name: "build assign", Summary: "give tasks to hosts", Role: fleet.System,
 }, func(tx *state.Tx, _ op.Meta, a BuildAssignArgs) (op.Result, error) {
+	if tx.Fence > 0 {
+		return op.Result{Text: "assigned none: " + FenceWords(tx.View()), Quiet: true}, nil
+	}
 	assigned := 0
 	for _, s := range a.Assign {
 		b, ok := tx.Builds.Get(s.Build)

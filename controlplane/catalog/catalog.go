@@ -20,7 +20,7 @@ func All() *op.Registry {
 		ClusterStatus, ClusterSnapshotSave,
 		AutomationStatus, AutomationPause, AutomationResume,
 
-		LeaderBegin, ClusterInit, NodeJoin,
+		LeaderBegin, ClusterInit, ClusterRestore, ClusterUnfence, NodeJoin,
 		BuildPromote, BuildAssign,
 		AgentJoin, AgentReport, AttemptLose,
 		HostEnrol, HostSuspect, HostLose, HostRetire, HostEnd, HostGone,

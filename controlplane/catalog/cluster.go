@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/lease"
 )
 
 // ClusterStatus shows the nodes.
@@ -75,6 +77,118 @@ var ClusterInit = op.Internal(op.Spec{
 		tx.Tokens.Put(t.Hash, t)
 	}
 	return op.Result{Text: fmt.Sprintf("began cluster %s", a.Cluster)}, nil
+})
+
+// ClusterRestoreArgs says what a cluster goes on from.
+type ClusterRestoreArgs struct {
+	Node    fleet.NodeID  `json:"node"`
+	File    string        `json:"file,omitempty"`   // the snapshot; empty when a node's own data is gone on from
+	SHA256  string        `json:"sha256,omitempty"` // of the file
+	Index   uint64        `json:"index"`            // of the newest log entry in it
+	Entries fleet.EntryNo `json:"entries"`          // of the record, as the state counts them
+	Kept    fleet.EntryNo `json:"kept"`             // the oldest of them that is there; one more than Entries when none is
+	Epoch   uint64        `json:"epoch"`            // that begins
+	// Tokens let nodes in, and people who have lost theirs: they replace those of
+	// the same name.
+	Tokens []fleet.Token `json:"tokens,omitempty"`
+	User   string        `json:"user,omitempty"` // of the machine, who did it
+}
+
+// RecoveryGap is what the numbers of builds, attempts and launches leave out at
+// a restore. The numbers that follow were given before, to what is lost; they
+// stand in chats and tickets, in the logs on the nodes' disks and in the names
+// of machines. A gap makes them different without a second part in every
+// number. It is more than a fleet makes between two backups; the entries of the
+// record need none: they are told apart by the epoch, and linked by hashes.
+const RecoveryGap = 1_000_000
+
+// ClusterRestore goes on from an earlier state, in a new recovery epoch. It is
+// no operation for a running cluster: "footplate server restore" and "recover"
+// apply it to what they have read, and the log begins with what comes of it.
+//
+// Attempts that the state does not know may run, on hosts that it takes for
+// idle, until their leases have ended by themselves. So nothing is given out
+// while Fence is set, and the leader lifts it (ClusterUnfence) when it has
+// listened for as long as such a lease may last, by its own clock: the same rule
+// as that of a node that has just started, and cannot testify.
+var ClusterRestore = op.Internal(op.Spec{
+	Name: "cluster restore", Summary: "go on from an earlier state, in a new recovery epoch", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a ClusterRestoreArgs) (op.Result, error) {
+	switch {
+	case tx.Cluster == "":
+		return op.Result{}, fleet.Conflictf("the state is of no cluster: there is nothing to go on from")
+	case a.Epoch <= tx.Epoch:
+		return op.Result{}, fleet.Conflictf("recovery epoch %d is over; now is epoch %d", a.Epoch, tx.Epoch)
+	}
+	r := state.Recovery{Epoch: a.Epoch, At: tx.At, Entry: tx.Meta.Entry, Head: tx.Head, Kept: a.Kept, Launch: tx.Meta.Launch}
+	tx.Epoch = a.Epoch
+	tx.Meta.Build += RecoveryGap
+	tx.Meta.Attempt += RecoveryGap
+	tx.Meta.Launch += RecoveryGap
+	r.NextLaunch = tx.Meta.Launch
+	tx.Recoveries = append(slices.Clone(tx.Recoveries), r)
+
+	tx.Fence = fleet.DefaultFenceAfter
+	for _, p := range tx.Pools.All() {
+		tx.Fence = max(tx.Fence, p.FenceAfter)
+	}
+	var nodes []fleet.NodeID
+	for id := range tx.Nodes.All() {
+		nodes = append(nodes, id)
+	}
+	for _, id := range nodes {
+		tx.Nodes.Delete(id)
+	}
+	tx.Members++
+	for _, t := range a.Tokens {
+		var old []string
+		for hash, o := range tx.Tokens.All() {
+			if o.Name == t.Name && hash != t.Hash {
+				old = append(old, hash)
+			}
+		}
+		for _, hash := range old {
+			tx.Tokens.Delete(hash)
+		}
+		if _, ok := tx.Tokens.Get(t.Hash); !ok {
+			tx.Tokens.Put(t.Hash, t)
+		}
+	}
+	return op.Result{Text: restoreText(a, tx.Fence)}, nil
+})
+
+func restoreText(a ClusterRestoreArgs, fence fleet.Duration) string {
+	from := fmt.Sprintf("what node %s had", a.Node)
+	if a.File != "" {
+		from = "snapshot " + a.File
+	}
+	record := "with the whole record"
+	switch {
+	case a.Kept > a.Entries && a.Entries > 0:
+		record = "without the record"
+	case a.Kept > 1:
+		record = fmt.Sprintf("with the record from entry %d on", a.Kept)
+	}
+	return fmt.Sprintf("recovery epoch %d: node %s goes on from %s, at index %d and entry %d, %s; what was done after that is lost, and hosts get work again when what they run has ended (%s)",
+		a.Epoch, a.Node, from, a.Index, a.Entries, record, fence+lease.Margin(fence))
+}
+
+// ClusterUnfenceArgs says which recovery it is about.
+type ClusterUnfenceArgs struct {
+	Epoch uint64         `json:"epoch"`
+	After fleet.Duration `json:"after"` // for so long the leader knew of the epoch
+}
+
+// ClusterUnfence ends the wait after a recovery: every lease of the epoch before
+// has certainly ended.
+var ClusterUnfence = op.Internal(op.Spec{
+	Name: "cluster unfence", Summary: "give hosts work again after a recovery", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a ClusterUnfenceArgs) (op.Result, error) {
+	if tx.Fence == 0 || a.Epoch != tx.Epoch {
+		return op.Result{Quiet: true}, nil
+	}
+	tx.Fence = 0
+	return op.Result{Text: fmt.Sprintf("hosts get work again: whatever ran before recovery epoch %d has ended by itself", tx.Epoch)}, nil
 })
 
 // NodeJoinArgs describes a node.

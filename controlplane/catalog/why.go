@@ -9,6 +9,7 @@ import (
 	"footplate/controlplane/op"
 	"footplate/controlplane/state"
 	"footplate/fleet"
+	"footplate/fleet/lease"
 	"footplate/fleet/queue"
 )
 
@@ -251,6 +252,9 @@ func isAre(n int) string {
 
 func whyWaiting(env op.Env, b fleet.Build) string {
 	v := env.View
+	if v.Fence > 0 {
+		return FenceWords(v)
+	}
 	if g, ok := v.Gated(fleet.GateDispatch, b.Org, b.Pool); ok && g.Until > env.Now {
 		return gateWhy("dispatch", g)
 	}
@@ -266,6 +270,16 @@ func whyWaiting(env op.Env, b fleet.Build) string {
 		return fmt.Sprintf("all %s of pool %q are taken, and %s for one", count(row.Slots, "slot"), b.Pool, plural(row.Waiting, "task waits", "tasks wait"))
 	}
 	return "a host will take it in a moment"
+}
+
+// FenceWords says why nothing is given to hosts after a recovery.
+func FenceWords(v *state.View) string {
+	began := fleet.Time(0)
+	if n := len(v.Recoveries); n > 0 {
+		began = v.Recoveries[n-1].At
+	}
+	return fmt.Sprintf("the cluster was recovered at %s, and hosts are given nothing until what they may still run has ended by itself (%s)",
+		began, v.Fence+lease.Margin(v.Fence))
 }
 
 // freeSlots counts the slots of a pool that may be given a task now.

@@ -20,6 +20,9 @@ type Heard struct {
 	// Next is how long it takes at least until there is more to know, if nothing
 	// is heard; 0 when that is not known.
 	Next fleet.Duration
+	// Recovered is for how long, by its own clock, this node has known of the
+	// state's recovery epoch.
+	Recovered fleet.Duration
 }
 
 // Hearing is what is known of one host.
@@ -95,6 +98,9 @@ func Watch(now fleet.Time, v *state.View, heard Heard) []state.Command {
 		out = append(out, command(fleet.LoopWatch, catalog.AttemptLose, catalog.AttemptLoseArgs{
 			Attempts: heard.Unstarted, Why: "the host did not start it in time", Certain: true,
 		}))
+	}
+	if v.Fence > 0 && heard.Recovered >= v.Fence+lease.Margin(v.Fence) {
+		out = append(out, command(fleet.LoopWatch, catalog.ClusterUnfence, catalog.ClusterUnfenceArgs{Epoch: v.Epoch, After: heard.Recovered}))
 	}
 	var over catalog.OverrideExpireArgs
 	for k, g := range v.Gates.All() {

@@ -360,7 +360,7 @@ func (r *Replica) transport() (transport, func()) {
 	// connection is missed for long, and yet outlast a stalled disk.
 	timeout := max(4*r.cfg.HeartbeatTimeout, time.Second)
 	t := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:  &stream{Listener: r.listen, advertise: addr(r.addr), dial: r.cfg.Dial, most: r.cfg.HeartbeatTimeout},
+		Stream:  &stream{Listener: r.listen, advertise: addr(r.addr), dial: r.cfg.Dial, most: r.cfg.HeartbeatTimeout, cluster: r.cluster.String(), log: r.log},
 		MaxPool: 4,
 		Timeout: timeout,
 		Logger:  newQuietLog(r.log),

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,10 +29,13 @@ import (
 // Cluster says which cluster a data directory belongs to.
 type Cluster struct {
 	ID string `json:"cluster_id"`
-	// Epoch counts the recoveries from a backup: nodes of different epochs are
-	// not of one cluster.
+	// Epoch counts the recoveries: nodes of different epochs are not of one
+	// cluster.
 	Epoch uint64 `json:"epoch"`
 }
+
+// String returns the fleet.ClusterName.
+func (c Cluster) String() string { return fleet.ClusterName(c.ID, c.Epoch) }
 
 const (
 	clusterFile      = "cluster.json"
@@ -102,7 +106,7 @@ func (have Cluster) check(dir string, want Cluster) error {
 	}
 	if want.ID != "" && have.Epoch != want.Epoch {
 		return fleet.Conflictf("data directory %q is of recovery epoch %d of cluster %q, which is in epoch %d", dir, have.Epoch, have.ID, want.Epoch).
-			WithHint("remove the directory and let the node join again")
+			WithHint("move the directory away and let the node join again")
 	}
 	return nil
 }
@@ -422,12 +426,62 @@ func (c checkedLog) DeleteRange(first, last uint64) error {
 }
 
 // stream is raft's network: plain TCP, or what Config.Listener and Config.Dial
-// make of it.
+// make of it. Whoever calls says first of which cluster it is: raft itself would
+// follow a leader of another one, or of an earlier recovery epoch, and give up
+// its own log for that leader's.
 type stream struct {
 	net.Listener
 	advertise addr
 	dial      func(ctx context.Context, addr string) (net.Conn, error)
 	most      time.Duration // a dial may take
+	cluster   string        // fleet.ClusterName
+	log       *slog.Logger
+	told      atomic.Int64 // when it was last said that somebody else calls, in Unix seconds
+}
+
+// strangersEvery is how often it is said that somebody calls who is not of this
+// cluster: a node that does, does it many times a second.
+const strangersEvery = 30 * time.Second
+
+// helloMost bounds what a caller says first.
+const helloMost = 512
+
+func hello(cluster string) string { return "footplate raft " + cluster + "\n" }
+
+// Accept implements net.Listener. What the caller says first is read with the
+// rest, because nobody may wait for it here.
+func (s *stream) Accept() (net.Conn, error) {
+	c, err := s.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &answered{Conn: c, in: bufio.NewReaderSize(c, helloMost), stream: s}, nil
+}
+
+// answered is a connection that somebody else began.
+type answered struct {
+	net.Conn
+	in     *bufio.Reader
+	stream *stream
+	known  bool // the caller is of this cluster
+}
+
+// Read implements net.Conn. Raft reads from one goroutine.
+func (a *answered) Read(b []byte) (int, error) {
+	if !a.known {
+		line, err := a.in.ReadSlice('\n')
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			return 0, errors.New("the caller is no node")
+		case err != nil:
+			return 0, err // nobody who had something to say
+		case string(line) != hello(a.stream.cluster):
+			a.stream.stranger(a.RemoteAddr(), strings.TrimSpace(string(line)))
+			return 0, errors.New("the caller is of another cluster")
+		}
+		a.known = true
+	}
+	return a.in.Read(b)
 }
 
 type addr string
@@ -438,11 +492,27 @@ func (a addr) String() string  { return string(a) }
 // Addr implements net.Listener: it is what the other nodes call.
 func (s *stream) Addr() net.Addr { return s.advertise }
 
+func (s *stream) stranger(from net.Addr, hello string) {
+	now := time.Now().Unix()
+	if last := s.told.Load(); now-last < int64(strangersEvery/time.Second) || !s.told.CompareAndSwap(last, now) {
+		return
+	}
+	s.log.Warn("somebody of another cluster calls, or of another recovery epoch, and is not listened to",
+		"from", from.String(), "hello", hello, "cluster", s.cluster)
+}
+
 // Dial implements raft.StreamLayer.
 func (s *stream) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), min(timeout, s.most))
 	defer cancel()
-	return s.dial(ctx, string(to))
+	c, err := s.dial(ctx, string(to))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Write([]byte(hello(s.cluster))); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
 }
 
 func dialTCP(ctx context.Context, to string) (net.Conn, error) {

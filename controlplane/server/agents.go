@@ -156,10 +156,10 @@ func (s *Server) agent(r *http.Request) (Caller, error) {
 	return s.agentCaller(r)
 }
 
-// agentCluster tells an agent of which cluster this is: it names it in all else
-// that it says.
+// agentCluster tells an agent of which cluster this is, and in which recovery
+// epoch: it names it in all else that it says.
 func (s *Server) agentCluster(w http.ResponseWriter, r *http.Request) error {
-	if err := s.ours(r, false); err != nil {
+	if err := s.ours(r, false); err != nil && !s.sameID(r) {
 		return err
 	}
 	if _, err := s.agentCaller(r); err != nil {

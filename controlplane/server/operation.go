@@ -94,7 +94,25 @@ func (s *Server) ours(r *http.Request, needed bool) error {
 	if got == "" {
 		return fleet.Invalidf("the request does not name the cluster").WithHint("send its id in the header %s", api.HeaderCluster)
 	}
-	return fleet.Conflictf("node %q is of cluster %s, not %s: nothing was done", s.cfg.Node, s.cfg.Cluster, shorten(got)).WithHint("check the address")
+	id, epoch, _ := fleet.ParseCluster(s.cfg.Cluster)
+	switch of, other, err := fleet.ParseCluster(got); {
+	case err != nil || of != id:
+		return fleet.Conflictf("node %q is of cluster %s, not %s: nothing was done", s.cfg.Node, s.cfg.Cluster, shorten(got)).WithHint("check the address")
+	case other < epoch:
+		return fleet.Conflictf("cluster %q was recovered and is in epoch %d, and who asks is of epoch %d: nothing was done, and what it reports counts no more", id, epoch, other).
+			WithHint("an agent ends what it runs and joins again by itself; of a node, move the data directory away and let it join again")
+	default:
+		return fleet.Conflictf("node %q is of epoch %d of cluster %q, which was recovered since and is in epoch %d: nothing was done", s.cfg.Node, epoch, id, other).
+			WithHint("stop the node, move its data directory away and let it join again")
+	}
+}
+
+// sameID reports whether a request is meant for this cluster, in whichever
+// recovery epoch: who asks for the epoch may well be of another.
+func (s *Server) sameID(r *http.Request) bool {
+	mine, _, err := fleet.ParseCluster(s.cfg.Cluster)
+	id, _, other := fleet.ParseCluster(r.Header.Get(api.HeaderCluster))
+	return err == nil && other == nil && id == mine
 }
 
 // request reads what came with a command, and gives it a key before anything

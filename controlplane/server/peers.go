@@ -12,9 +12,10 @@ import (
 )
 
 // peer lets nodes in. The question of a node that does not know the cluster's
-// id yet names none: anonymous allows that.
+// id yet names none, and that of one of another recovery epoch the other one:
+// anonymous allows that.
 func (s *Server) peer(r *http.Request, anonymous bool) error {
-	if err := s.ours(r, !anonymous); err != nil {
+	if err := s.ours(r, !anonymous); err != nil && !(anonymous && s.sameID(r)) {
 		return err
 	}
 	if id, ok := certs.Of(r.TLS); s.cfg.TLS != nil && (!ok || id.Kind != certs.Node) {

@@ -97,6 +97,53 @@ type Meta struct {
 	Head    string          `json:"head"`    // hash of the newest entry
 
 	Retention fleet.Duration `json:"retention,omitempty"` // of finished builds; 0 means the default
+
+	// Recoveries are the times at which the cluster went on from an earlier
+	// state, oldest first: each began an epoch.
+	Recoveries []Recovery `json:"recoveries,omitempty"`
+	// Fence, after a recovery, is how long the leases of the epoch before may
+	// last: until they certainly have ended, hosts are given nothing. 0 when they
+	// have.
+	Fence fleet.Duration `json:"fence,omitempty"`
+}
+
+// Recovery is one time that the cluster went on from an earlier state. What was
+// done between that and the loss is of the epoch before, and is not part of the
+// record any more.
+type Recovery struct {
+	Epoch uint64     `json:"epoch"` // that it began
+	At    fleet.Time `json:"at"`
+	// Entry is the last entry of the epoch before that the record goes on from,
+	// and Head its hash; Kept is the oldest that came with it, Entry+1 when none
+	// did.
+	Entry fleet.EntryNo `json:"entry"`
+	Head  string        `json:"head"`
+	Kept  fleet.EntryNo `json:"kept"`
+	// Launch is the number of the newest launch that the state knew; those up to
+	// NextLaunch were of the part that was lost, if there were any.
+	Launch     fleet.LaunchID `json:"launch"`
+	NextLaunch fleet.LaunchID `json:"next_launch"`
+}
+
+// Kept returns the oldest entry that the record still has: 1, unless the
+// cluster was recovered without the whole of it.
+func (m *Meta) Kept() fleet.EntryNo {
+	kept := fleet.EntryNo(1)
+	for _, r := range m.Recoveries {
+		kept = max(kept, r.Kept)
+	}
+	return kept
+}
+
+// LostLaunch reports whether a launch is one that was made, if at all, after
+// the state that the cluster went on from.
+func (m *Meta) LostLaunch(id fleet.LaunchID) bool {
+	for _, r := range m.Recoveries {
+		if id > r.Launch && id <= r.NextLaunch {
+			return true
+		}
+	}
+	return false
 }
 
 // KeepFor returns how long finished builds stay in the state.

@@ -78,9 +78,11 @@ type Agent struct {
 	log  *slog.Logger
 	call *caller
 
-	inputs chan Input
-	nodes  atomic.Pointer[[]api.NodeAddr]
-	all    sync.WaitGroup // goroutines that end with the agent
+	inputs   chan Input
+	overtook text // the cluster's name, since it was found to be of a later recovery epoch
+	nodes    atomic.Pointer[[]api.NodeAddr]
+	all      sync.WaitGroup // goroutines that end with the agent
+	life     sync.WaitGroup // those that end with this incarnation
 	// shipping are the logs of this incarnation's attempts on their way.
 	shipping sync.WaitGroup
 
@@ -154,11 +156,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := Reachable(a.cfg.Dir, a.cfg.TaskUser); err != nil {
 		return err
 	}
-	// What waits for the network or a log ends with this; attempts do not.
+	// What waits for the network ends with this; attempts do not.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer a.call.close()
 	defer a.all.Wait()
-	defer a.shipping.Wait()
 	defer stopWork()
 	if err := a.beInit(work); err != nil {
 		return err
@@ -169,19 +170,37 @@ func (a *Agent) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	for first := true; ; first = false {
+		again, err := a.live(ctx, work, boot, first)
+		if !again || err != nil {
+			return err
+		}
+		a.log.Info("the agent begins anew, as one of the recovered cluster", "cluster", a.call.cluster.Load())
+	}
+}
+
+// live is one incarnation of the agent. It reports again when another must
+// follow it, because the cluster was recovered; first is that of the process.
+func (a *Agent) live(ctx, process context.Context, boot fleet.BootID, first bool) (again bool, err error) {
+	work, stopWork := context.WithCancel(process)
+	defer a.life.Wait()
+	defer a.shipping.Wait()
+	defer stopWork()
 	old, err := a.reap(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := a.enrol(ctx); err != nil {
-		return err
+	if first {
+		if err := a.enrol(ctx); err != nil {
+			return false, err
+		}
 	}
 	if err := a.learnCluster(ctx); err != nil {
-		return err
+		return false, err
 	}
 	incarnation, err := nextIncarnation(a.cfg.Dir, boot)
 	if err != nil {
-		return err
+		return false, err
 	}
 	id := Identity{
 		Host: a.cfg.Host, Pool: a.cfg.Pool, Launch: a.cfg.Launch, Boot: boot, Incarnation: incarnation,
@@ -191,18 +210,18 @@ func (a *Agent) Run(ctx context.Context) error {
 		id.Seeds = append(id.Seeds, api.NodeAddr{API: addr})
 	}
 	a.nodes.Store(&id.Seeds)
-	if a.cfg.TLS != nil {
-		a.all.Go(func() { _ = a.cfg.TLS.Run(work) })
-		a.all.Go(func() { a.renew(work) })
+	if a.cfg.TLS != nil && first {
+		a.all.Go(func() { _ = a.cfg.TLS.Run(process) })
+		a.all.Go(func() { a.renew(process) })
 	}
 	a.log.Info("agent is up", "pool", a.cfg.Pool, "boot", boot, "incarnation", incarnation, "version", a.cfg.Version, "reaped", len(old))
 	for _, id := range old {
-		a.all.Go(func() { a.shipOld(work, id) })
+		a.life.Go(func() { a.shipOld(work, id) })
 	}
-	a.all.Go(func() { a.dwell(work) })
-	a.drive(ctx, work, NewDuty(id))
+	a.life.Go(func() { a.dwell(work) })
+	again = a.drive(ctx, work, NewDuty(id))
 	a.log.Info("agent ends")
-	return nil
+	return again, nil
 }
 
 // dwellEvery is how often the agent looks whether its directory is there.
@@ -257,15 +276,22 @@ const clusterFile = "cluster"
 
 // learnCluster finds out of which cluster this host is, when it was not told. It
 // asks once: should its addresses come to be another cluster's, that one refuses
-// it.
+// it. A later recovery epoch of its own cluster is no other: see overtaken.
 func (a *Agent) learnCluster(ctx context.Context) error {
+	name := filepath.Join(a.cfg.Dir, clusterFile)
+	if next := a.overtook.Load(); next != "" {
+		a.call.cluster.Store(next)
+		if a.cfg.Cluster != "" {
+			return nil
+		}
+		return replaceFile(name, []byte(next+"\n"))
+	}
 	if a.cfg.Cluster != "" {
 		return nil
 	}
-	name := filepath.Join(a.cfg.Dir, clusterFile)
 	b, err := os.ReadFile(name)
 	if err == nil {
-		a.call.cluster = strings.TrimSpace(string(b))
+		a.call.cluster.Store(strings.TrimSpace(string(b)))
 		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -276,7 +302,7 @@ func (a *Agent) learnCluster(ctx context.Context) error {
 		switch fleet.CodeOf(err) {
 		case "":
 			a.log.Info("the host is of a cluster", "cluster", id, "api", addr)
-			a.call.cluster = id
+			a.call.cluster.Store(id)
 			return true, replaceFile(name, []byte(id+"\n"))
 		case fleet.CodeDenied:
 			if a.cfg.Token == "" {
@@ -312,8 +338,37 @@ func (a *Agent) insist(ctx context.Context, try func(addr string) (done bool, er
 	}
 }
 
-// drive runs the duty until there is nothing left to do.
-func (a *Agent) drive(ctx, work context.Context, d *Duty) {
+// doubt ends this incarnation when a node refused a call because the cluster was
+// recovered. One such node is enough: others that still take its beats are of the
+// epoch before, and the recovered cluster counts on none of them.
+func (a *Agent) doubt(work context.Context, addr string, err error) {
+	if fleet.CodeOf(err) == fleet.CodeConflict && a.overtaken(work, addr) {
+		a.tell(work, Input{Recovered: true})
+	}
+}
+
+// overtaken reports whether the node at addr is of this host's cluster in a later
+// recovery epoch.
+func (a *Agent) overtaken(ctx context.Context, addr string) bool {
+	id, epoch, err := fleet.ParseCluster(a.call.cluster.Load())
+	if err != nil {
+		return false
+	}
+	name, err := a.call.whichCluster(ctx, addr)
+	if err != nil {
+		return false
+	}
+	of, other, err := fleet.ParseCluster(name)
+	if err != nil || of != id || other <= epoch {
+		return false
+	}
+	a.overtook.Store(name)
+	return true
+}
+
+// drive runs the duty until there is nothing left to do, and reports whether
+// another incarnation must follow.
+func (a *Agent) drive(ctx, work context.Context, d *Duty) (again bool) {
 	defer a.close()
 	stop := ctx.Done()
 	wake := time.NewTimer(time.Hour)
@@ -326,7 +381,7 @@ func (a *Agent) drive(ctx, work context.Context, d *Duty) {
 		a.nodes.Store(&nodes)
 		a.carryOut(work, fx)
 		if fx.Exit {
-			return
+			return fx.Again
 		}
 		wake.Reset(time.Duration(max(0, fx.Wake-at)))
 		select {
@@ -349,6 +404,7 @@ func (a *Agent) close() {
 	for _, t := range a.tasks {
 		t.kill("the agent ends")
 	}
+	clear(a.tasks)
 	shipped := make(chan struct{})
 	go func() { a.shipping.Wait(); close(shipped) }()
 	select {
@@ -382,7 +438,7 @@ func (a *Agent) carryOut(work context.Context, fx Effects) {
 		t := newTask(s)
 		a.tasks[s.Attempt] = t
 		fault.Here(fault.AgentFetched)
-		a.all.Go(func() { a.runTask(work, t) })
+		a.life.Go(func() { a.runTask(work, t) })
 	}
 	for _, id := range fx.Extend {
 		a.tasks[id].extend(fx.Deadline)
@@ -394,7 +450,7 @@ func (a *Agent) carryOut(work context.Context, fx Effects) {
 	if fx.Beat != nil {
 		for _, n := range fx.Beat.To {
 			if n.API != "" {
-				a.all.Go(func() { a.beat(work, n, fx.Beat.Beat) })
+				a.life.Go(func() { a.beat(work, n, fx.Beat.Beat) })
 			}
 		}
 	}
@@ -408,7 +464,7 @@ func (a *Agent) carryOut(work context.Context, fx Effects) {
 	if fx.Sync != nil {
 		var ctx context.Context
 		ctx, a.stopSync = context.WithCancel(work)
-		a.all.Go(func() { a.sync(ctx, work, *fx.Sync) })
+		a.life.Go(func() { a.sync(ctx, work, *fx.Sync) })
 	}
 }
 
@@ -422,6 +478,7 @@ func (a *Agent) beat(work context.Context, n api.NodeAddr, b api.Beat) {
 		if work.Err() == nil {
 			a.call.blame(n.API, b.SentAt)
 		}
+		a.doubt(work, n.API, err)
 		return
 	}
 	if !r.Ack {
@@ -449,6 +506,7 @@ func (a *Agent) sync(ctx, work context.Context, s api.Sync) {
 		}
 		a.call.turn(addr, silent)
 		a.complain(addr, err)
+		a.doubt(work, addr, err)
 	default:
 		a.complain(addr, nil)
 		a.call.lead(r.Leader, r.Nodes)

@@ -32,8 +32,8 @@ const (
 // caller talks to nodes. Syncs, beats and logs have connections of their own:
 // a log that crawls must not hold up a beat.
 type caller struct {
-	token                   text
-	tokenFile, cluster, via string
+	token, cluster text // its name changes when it is recovered
+	tokenFile, via string
 
 	syncs, beats, logs *http.Client
 
@@ -72,10 +72,11 @@ func newCaller(c Config) *caller {
 		return &http.Client{Transport: t}
 	}
 	k := &caller{
-		tokenFile: c.TokenFile, cluster: c.Cluster, via: "agent/" + c.Version,
+		tokenFile: c.TokenFile, via: "agent/" + c.Version,
 		syncs: pool(2), beats: pool(1), logs: pool(4),
 	}
 	k.token.Store(c.Token)
+	k.cluster.Store(c.Cluster)
 	// Not all agents of a fleet begin with the same node.
 	for _, b := range []byte(c.Host) {
 		k.node = (k.node*31 + int(b)) & 0xffff
@@ -215,8 +216,8 @@ func (k *caller) send(ctx context.Context, c *http.Client, method, base, path st
 	// Whatever an agent says may be said twice: should the node have closed the
 	// connection that was kept, it is said again on another. Nothing is sent.
 	req.Header["Idempotency-Key"] = nil
-	if k.cluster != "" {
-		req.Header.Set(api.HeaderCluster, k.cluster)
+	if cluster := k.cluster.Load(); cluster != "" {
+		req.Header.Set(api.HeaderCluster, cluster)
 	}
 	resp, err := c.Do(req)
 	if err != nil {

@@ -51,7 +51,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 		return err
 	}
 	call := newCaller(Config{Token: a.cfg.JoinToken, Version: a.cfg.Version, TLS: authority})
-	call.cluster = a.cfg.Cluster
+	call.cluster.Store(a.cfg.Cluster)
 	defer call.close()
 	return a.insist(ctx, func(addr string) (done bool, err error) {
 		got, err := a.certificate(ctx, call, addr, "/v1/agent.enrol", request)
@@ -61,7 +61,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 			if a.cfg.Cluster != "" {
 				return true, nil
 			}
-			a.call.cluster = got.Cluster
+			a.call.cluster.Store(got.Cluster)
 			return true, replaceFile(filepath.Join(a.cfg.Dir, clusterFile), []byte(got.Cluster+"\n"))
 		case fleet.CodeDenied, fleet.CodeInvalid, fleet.CodeNotFound, fleet.CodeConflict:
 			return true, err

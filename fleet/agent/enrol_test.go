@@ -138,7 +138,7 @@ func TestEnrolling(t *testing.T) {
 	if len(o.asked) != 2 || len(o.keys) != 1 {
 		t.Errorf("asked %v with %d keys", o.asked, len(o.keys))
 	}
-	if id, ok := a.cfg.TLS.Own(); !ok || id.String() != "agent/linux-4" || a.call.cluster != testCluster {
+	if id, ok := a.cfg.TLS.Own(); !ok || id.String() != "agent/linux-4" || a.call.cluster.Load() != testCluster {
 		t.Errorf("the agent is %s of cluster %q", id, a.call.cluster)
 	}
 	if info, err := os.Stat(filepath.Join(a.cfg.TLS.Dir(), "key.pem")); err != nil || info.Mode().Perm() != 0o600 {

@@ -115,7 +115,7 @@ func (a *Agent) shipTo(work context.Context, body api.Chunks, first int) (next i
 	send := func() {
 		n := nodes[(first+sent)%len(nodes)]
 		sent++
-		a.all.Go(func() {
+		a.life.Go(func() {
 			ctx, cancel := context.WithTimeout(work, logsTimeout)
 			defer cancel()
 			errs <- a.call.post(ctx, a.call.logs, n.API, "/v1/agent.logs", body, nil)

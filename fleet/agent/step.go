@@ -94,6 +94,7 @@ type Duty struct {
 	endingAt lease.Mono
 	overAt   lease.Mono // when the last attempt had ended
 	leaving  bool       // nobody waits for a report
+	again    bool       // the agent begins anew then, as another incarnation
 	reported bool       // the leader has been told that all has ended
 }
 
@@ -120,6 +121,10 @@ type Input struct {
 	Beats    []Beaten
 	Attempts []Progress
 	Stop     bool // the agent was told to end
+	// Recovered: the cluster goes on from an earlier state. What the agent was
+	// given before may be unknown there, or be given to somebody else, and nobody
+	// takes its reports.
+	Recovered bool
 }
 
 // Synced is what came of a sync.
@@ -159,6 +164,7 @@ type Effects struct {
 	Sync     *api.Sync // send it; the one under way, if any, is given up
 	GiveUp   bool      // give the sync under way up without sending another
 	Exit     bool      // nothing is left to do
+	Again    bool      // with Exit: begin anew, as another incarnation
 	Wake     lease.Mono
 }
 
@@ -208,8 +214,15 @@ func (d *Duty) Holds() []api.HeldAttempt {
 // Step takes in what happened and says what to do.
 func (d *Duty) Step(now lease.Mono, in Input) Effects {
 	var fx Effects
-	if in.Stop && d.ending == "" {
-		d.end(now, "the agent was told to end")
+	if in.Stop {
+		d.again = false
+		if d.ending == "" {
+			d.end(now, "the agent was told to end")
+		}
+	}
+	if in.Recovered && d.ending == "" {
+		d.leaving, d.again = true, true
+		d.end(now, "the control plane was recovered, and goes on without it")
 	}
 	for _, p := range in.Attempts {
 		d.progress(p)
@@ -227,7 +240,7 @@ func (d *Duty) Step(now lease.Mono, in Input) Effects {
 	d.extend(now, &fx)
 	d.beat(now, &fx)
 	if d.exits(now) {
-		fx.Exit = true
+		fx.Exit, fx.Again = true, d.again
 		return fx
 	}
 	d.sync(now, &fx)

@@ -99,13 +99,14 @@ func (a *Archive) start(ctx context.Context, db asker) (archive.Anchor, error) {
 	return archive.Anchor{N: fleet.EntryNo(n), Hash: hash}, nil
 }
 
-// dropped returns the newest entry that the retention took away.
+// dropped returns the newest entry that the retention took away, or the one that
+// a history which began later goes on from.
 func (a *Archive) dropped(ctx context.Context, db asker) (archive.Anchor, error) {
 	var n int64
 	var hash string
 	err := db.QueryRow(ctx, "SELECT n, hash FROM footplate.dropped WHERE cluster = $1 ORDER BY n DESC LIMIT 1", a.cluster).Scan(&n, &hash)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return archive.Anchor{}, nil
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && fleet.EntryNo(n) < a.after.N {
+		return a.after, nil
 	}
 	if err != nil {
 		return archive.Anchor{}, a.explain("read", err)
@@ -134,4 +135,31 @@ func (a *Archive) Missing(ctx context.Context) (from, to fleet.EntryNo, err erro
 		return 0, 0, a.explain("read", err)
 	}
 	return head.N + 1, fleet.EntryNo(*next) - 1, nil
+}
+
+// Read returns the entries from from to to that are there, in order, as they
+// are: nothing is checked.
+func (a *Archive) Read(ctx context.Context, from, to fleet.EntryNo) ([]fleet.Entry, error) {
+	pool, err := a.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := pool.Query(ctx, "SELECT body FROM footplate.entries WHERE cluster = $1 AND n BETWEEN $2 AND $3 ORDER BY n, at", a.cluster, int64(from), int64(to))
+	if err != nil {
+		return nil, a.explain("read", err)
+	}
+	var entries []fleet.Entry
+	var body string
+	_, err = pgx.ForEachRow(rows, []any{&body}, func() error {
+		e, why := archive.Decode([]byte(body))
+		if why != "" {
+			return fleet.Conflictf("an entry in postgres %s", why)
+		}
+		entries = append(entries, e)
+		return nil
+	})
+	if err != nil {
+		return nil, a.explain("read", err)
+	}
+	return entries, nil
 }

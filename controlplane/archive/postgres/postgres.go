@@ -18,8 +18,10 @@
 // erase a field of an entry, is a function of the database that proves that
 // the hash of the entry still fits.
 //
-// Several clusters may share a database. A cluster that was recovered from a
-// backup has another history from there on: it needs a name of its own here.
+// Several clusters may share a database. A cluster that was recovered goes on
+// from an earlier entry, and what came after that entry is here already: each
+// recovery epoch has a name of its own (fleet.ClusterName), under which its
+// entries go on from where they follow on those of the epoch before.
 //
 // It does not decide who delivers (the leader does) nor what is recorded. The
 // password of the database is in no error and in no log.
@@ -54,6 +56,7 @@ const (
 // may be called by any number of goroutines at once.
 type Archive struct {
 	cluster  string
+	after    archive.Anchor // what the first entry follows
 	config   *pgxpool.Config
 	lookBack fleet.EntryNo
 
@@ -89,6 +92,14 @@ func New(url, cluster string) (*Archive, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "footplate"
 	}
 	return &Archive{cluster: cluster, config: config, lookBack: lookBack, months: make(map[time.Time]struct{})}, nil
+}
+
+// After says that the entries under this cluster's name begin after an entry
+// that is under another: the last of the recovery epoch before that is still part
+// of the record. It is called before anything else.
+func (a *Archive) After(last archive.Anchor) *Archive {
+	a.after = last
+	return a
 }
 
 // Open is New, and makes the tables or brings them up to date. It refuses a
