@@ -212,7 +212,7 @@ type Build struct {
 	Org      OrgName    `json:"org"`
 	Pool     PoolName   `json:"pool"`
 	Priority int        `json:"priority,omitempty"` // higher goes first
-	Spec     *BuildSpec `json:"spec"`               // shared, never written to
+	Spec     *BuildSpec `json:"spec,omitempty"`     // shared, never written to
 	By       Principal  `json:"by"`
 
 	Stage   Stage   `json:"stage"`

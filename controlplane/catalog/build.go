@@ -154,11 +154,11 @@ func buildSubmit(tx *state.Tx, m op.Meta, a BuildSubmitArgs) (op.Result, error) 
 	}
 	n := max(a.Count, 1)
 	first := tx.Meta.Build + 1
-	spec := a.Spec
+	spec := tx.ShareSpec(&a.Spec)
 	for range n {
 		tx.Meta.Build++
 		tx.Builds.Put(tx.Meta.Build, fleet.Build{
-			ID: tx.Meta.Build, Org: a.Org, Pool: a.Pool, Priority: a.Priority, Spec: &spec, By: m.By,
+			ID: tx.Meta.Build, Org: a.Org, Pool: a.Pool, Priority: a.Priority, Spec: spec, By: m.By,
 			Stage: fleet.StageQueued, Tasks: make([]fleet.Task, len(spec.Tasks)), SubmittedAt: tx.At,
 		})
 	}

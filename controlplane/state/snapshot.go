@@ -14,7 +14,7 @@ import (
 // with the number of rows and the SHA-256 of all that stands before it.
 const (
 	snapshotFormat  = "footplate.snapshot"
-	snapshotVersion = 1
+	snapshotVersion = 2 // 2: specs that builds share
 )
 
 type snapshotHead struct {
@@ -86,6 +86,7 @@ func Load(r io.Reader) (*State, error) {
 	for _, t := range st.all {
 		byName[t.tableName()] = t
 	}
+	specs := specLoader{st: st}
 	for n := 0; ; n++ {
 		line, err := in.ReadBytes('\n')
 		if err != nil {
@@ -106,11 +107,19 @@ func Load(r io.Reader) (*State, error) {
 			break
 		}
 		sum.Write(line)
-		t := byName[row.Table]
-		if t == nil {
-			return nil, fmt.Errorf("row %d of snapshot is of table %q, which this program does not know", n+1, row.Table)
+		switch row.Table {
+		case specsTable:
+			err = specs.spec(row.Row)
+		case st.Builds.name:
+			err = specs.build(row.Row)
+		default:
+			t := byName[row.Table]
+			if t == nil {
+				return nil, fmt.Errorf("row %d of snapshot is of table %q, which this program does not know", n+1, row.Table)
+			}
+			err = t.load(bytes.Clone(row.Row))
 		}
-		if err := t.load(bytes.Clone(row.Row)); err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("row %d of snapshot: %w", n+1, err)
 		}
 	}

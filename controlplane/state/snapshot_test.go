@@ -43,7 +43,7 @@ func sealed(lines ...string) string {
 	return text + fmt.Sprintf(`{"rows":%d,"sha256":%q}`, len(lines)-1, hex.EncodeToString(sum[:])) + "\n"
 }
 
-const sampleHead = `{"format":"footplate.snapshot","version":1,"meta":{}}`
+const sampleHead = `{"format":"footplate.snapshot","version":2,"meta":{}}`
 
 func TestLoadRefuses(t *testing.T) {
 	whole := string(dump(t, sample().Publish()))
@@ -54,13 +54,13 @@ func TestLoadRefuses(t *testing.T) {
 		{"half a head", lines[0][:20], "snapshot has no head: it is empty or cut off"},
 		{"something else", "PK\x03\x04\n" + whole, "snapshot is not a footplate.snapshot"},
 		{"another format", sealed(`{"format":"x"}`), "snapshot is not a footplate.snapshot"},
-		{"a later version", sealed(`{"format":"footplate.snapshot","version":2}`), "snapshot has version 2; this program reads 1"},
+		{"a later version", sealed(`{"format":"footplate.snapshot","version":3}`), "snapshot has version 3; this program reads 2"},
 		{"only a head", lines[0], "snapshot is cut off after 0 rows"},
-		{"no tail", strings.Join(lines[:len(lines)-1], ""), "snapshot is cut off after 6 rows"},
-		{"half a tail", whole[:len(whole)-4], "snapshot is cut off after 6 rows"},
-		{"a line missing", lines[0] + strings.Join(lines[2:], ""), "snapshot is damaged: its 5 rows do not have the checksum in its tail"},
-		{"a line twice", lines[0] + lines[1] + strings.Join(lines[1:], ""), "snapshot is damaged: its 7 rows"},
-		{"lines swapped", lines[0] + lines[2] + lines[1] + strings.Join(lines[3:], ""), "snapshot is damaged: its 6 rows"},
+		{"no tail", strings.Join(lines[:len(lines)-1], ""), "snapshot is cut off after 7 rows"},
+		{"half a tail", whole[:len(whole)-4], "snapshot is cut off after 7 rows"},
+		{"a line missing", lines[0] + strings.Join(lines[2:], ""), "snapshot is damaged: its 6 rows do not have the checksum in its tail"},
+		{"a line twice", lines[0] + lines[1] + strings.Join(lines[1:], ""), "snapshot is damaged: its 8 rows"},
+		{"lines swapped", lines[0] + lines[2] + lines[1] + strings.Join(lines[3:], ""), "snapshot is damaged: its 7 rows"},
 		{"another head", strings.Replace(whole, `"term":3`, `"term":4`, 1), "snapshot is damaged"},
 		{"a row tampered with", strings.Replace(whole, `"slots":4`, `"slots":5`, 1), "snapshot is damaged"},
 		{"a line of no JSON", sealed(sampleHead, `{"t":"orgs",`), "row 1 of snapshot: unexpected end of JSON input"},

@@ -76,15 +76,16 @@ type State struct {
 	Meta
 	tables
 	derived
-	j    *journal
-	last *View
-	all  []anyTable
+	j     *journal
+	last  *View
+	specs *specs
+	all   []anyTable
 }
 
 // New returns an empty state.
 func New() *State {
 	j := new(journal)
-	st := &State{j: j, derived: newDerived()}
+	st := &State{j: j, derived: newDerived(), specs: newSpecs()}
 	st.tables = tables{
 		Nodes:    named[fleet.NodeID, Node]("nodes", j),
 		Tokens:   named[string, fleet.Token]("tokens", j),
@@ -111,7 +112,10 @@ func New() *State {
 		st.Gates, st.Pauses, st.Keys, st.KeyOrder, st.Refusals, st.Outbox, st.Channel, st.Sinks,
 		st.Erasures, st.Anchors,
 	}
-	st.Builds.onChange = func(old, now *fleet.Build) { st.derived.build(old, now) }
+	st.Builds.onChange = func(old, now *fleet.Build) {
+		st.derived.build(old, now)
+		st.specs.build(old, now)
+	}
 	st.Attempts.onChange = func(old, now *fleet.Attempt) { st.derived.attempt(old, now) }
 	return st
 }

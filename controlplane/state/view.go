@@ -42,7 +42,7 @@ func (v *View) tables() []dumper {
 	return []dumper{
 		{"nodes", v.Nodes.dumpRows}, {"tokens", v.Tokens.dumpRows}, {"grants", v.Grants.dumpRows}, {"orgs", v.Orgs.dumpRows},
 		{"pools", v.Pools.dumpRows}, {"hosts", v.Hosts.dumpRows}, {"launches", v.Launches.dumpRows},
-		{"builds", v.Builds.dumpRows}, {"attempts", v.Attempts.dumpRows}, {"gates", v.Gates.dumpRows},
+		{"builds", v.dumpBuilds}, {"attempts", v.Attempts.dumpRows}, {"gates", v.Gates.dumpRows},
 		{"pauses", v.Pauses.dumpRows}, {"keys", v.Keys.dumpRows}, {"key_order", v.KeyOrder.dumpRows},
 		{"refusals", v.Refusals.dumpRows}, {"outbox", v.Outbox.dumpRows}, {"channel", v.Channel.dumpRows},
 		{"sinks", v.Sinks.dumpRows}, {"erasures", v.Erasures.dumpRows}, {"anchors", v.Anchors.dumpRows},
