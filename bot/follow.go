@@ -53,10 +53,14 @@ func (r *run) follow(ctx context.Context, said Post, reply api.Reply) {
 	r.keep(ctx, card, said, hint, look)
 }
 
+// CardSuffix stands behind the id of a message in that of the card that follows
+// its answer.
+const CardSuffix = ":card"
+
 // card returns a talk for all in the channel, where the answer was for one
 // person.
 func (r *run) card() *talk {
-	t := r.newTalk(r.talk.at, r.talk.id+":card")
+	t := r.newTalk(r.talk.at, r.talk.id+CardSuffix)
 	t.echo = r.talk.echo
 	return t
 }

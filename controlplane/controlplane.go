@@ -420,7 +420,7 @@ func (n *Node) lead(ctx context.Context, term uint64) {
 		Propose: func(ctx context.Context, c state.Command) (state.Outcome, error) {
 			return n.replica.Propose(ctx, replica.LaneOperations, c)
 		},
-		Listen: hear.listen, Providers: n.cfg.Providers, Sinks: n.cfg.Sinks, Join: n.joinWords, Log: n.log,
+		Listen: hear.listen, Providers: n.cfg.Providers, Sinks: n.cfg.Sinks, Entry: n.archive.Get, Join: n.joinWords, Log: n.log,
 		StepDown: func() {
 			to, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 			defer cancel()

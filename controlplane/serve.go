@@ -79,7 +79,7 @@ func (n *Node) status() api.PeerStatus {
 	return api.PeerStatus{
 		Node: n.cfg.Node, Cluster: n.cluster.String(), Version: n.cfg.Version, Catalog: n.ops.Fingerprint(),
 		Role: string(st.Role), Term: st.Term, Applied: st.Applied, Archive: n.archive.Last(),
-		Wall: fleet.TimeOf(time.Now()), Digests: n.machine.Digests(),
+		Wall: fleet.TimeOf(time.Now()), Digests: n.machine.Digests(), Forgotten: n.world.forgotten.Load(),
 	}
 }
 

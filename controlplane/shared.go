@@ -257,6 +257,27 @@ func (s *shared) erase(ctx context.Context, a *postgres.Archive, n fleet.EntryNo
 	return err
 }
 
+// erased says how far an erasure is in the shared archive.
+func (s *shared) erased(ctx context.Context, epoch uint64, e state.Erasure) *op.ErasedAt {
+	at := &op.ErasedAt{Where: "postgres"}
+	a, err := s.of(epoch)
+	fields := 0
+	if err == nil {
+		fields, err = a.Erased(ctx, e.Entry)
+	}
+	switch {
+	case fleet.CodeOf(err) == fleet.CodeNotFound:
+		at.Done, at.Note = true, "it does not have the entry"
+	case err != nil:
+		at.Note = fleet.AsError(err).Msg
+	case fields < len(e.Fields):
+		at.Note = "not yet"
+	default:
+		at.Done = true
+	}
+	return at
+}
+
 // status returns how far delivery got; ok is false where this node does not
 // deliver.
 func (s *shared) status() (st postgres.Status, ok bool) {

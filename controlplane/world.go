@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"footplate/controlplane/api"
@@ -30,6 +31,9 @@ type world struct {
 	peers   *peers
 	ear     *ear
 	shared  *shared // nil when there is none
+	// forgotten is the index up to which this node's disk has nothing of the log
+	// that was erased.
+	forgotten atomic.Uint64
 }
 
 // Entries returns archived entries.

@@ -118,6 +118,21 @@ func digits(s string) bool {
 	return true
 }
 
+// keyOf makes the key of a message: Slack's own id of it, and where the answer to
+// it stands.
+func keyOf(channel, thread, id string) string { return "slack:" + channel + "/" + thread + "/" + id }
+
+// placeOf returns where the answer to a message stands; ok is false when the key
+// is not that of a message in Slack.
+func placeOf(key string) (at bot.Place, ok bool) {
+	rest, ok := strings.CutPrefix(key, "slack:")
+	parts := strings.SplitN(rest, "/", 3)
+	if !ok || len(parts) < 3 || !isID(parts[0]) || parts[1] != "" && !isTS(parts[1]) {
+		return bot.Place{}, false
+	}
+	return bot.Place{Channel: parts[0], Thread: parts[1]}, true
+}
+
 func malformed(what string) error { return fleet.Invalidf("the %s cannot be read", what) }
 
 // readSlash reads a slash command.
@@ -127,7 +142,7 @@ func readSlash(b []byte, me self) (said, error) {
 		return said{}, malformed("slash command")
 	}
 	return said{user: p.User, channel: p.Channel, message: &bot.Message{
-		ID: "slack:" + p.Trigger, From: me.principal(p.User), Text: plain(p.Text), Private: true,
+		ID: keyOf(p.Channel, "", p.Trigger), From: me.principal(p.User), Text: plain(p.Text), Private: true,
 		Place: bot.Place{Channel: p.Channel, User: p.User, Reply: p.ResponseURL},
 	}}, nil
 }
@@ -189,7 +204,7 @@ func readEvent(b []byte, retry int, me self) (said, error) {
 		text = afterMention(text, me.User)
 	}
 	return said{user: e.User, channel: e.Channel, external: p.External, message: &bot.Message{
-		ID: "slack:" + p.ID, From: me.principal(e.User), Text: plain(text), At: timeOf(e.TS),
+		ID: keyOf(e.Channel, thread, p.ID), From: me.principal(e.User), Text: plain(text), At: timeOf(e.TS),
 		Again: retry > 0, Last: retry >= maxRetries,
 		Place: bot.Place{Channel: e.Channel, Thread: thread, User: e.User},
 	}}, nil

@@ -139,7 +139,7 @@ func TestRealNode(t *testing.T) {
 		if err := json.Unmarshal(raw, &e); err != nil {
 			t.Fatal(err)
 		}
-		if e.By != alice || e.Via != "slack/test" || e.Outcome == fleet.EntryDone && !strings.HasPrefix(e.Key, "slack:trig.") {
+		if e.By != alice || e.Via != "slack/test" || e.Outcome == fleet.EntryDone && !strings.HasPrefix(e.Key, "slack:C0OPS//trig.") {
 			t.Errorf("entry %d: by %s, via %s, key %s", e.N, e.By, e.Via, e.Key)
 		}
 	}

@@ -248,9 +248,13 @@ func (s *Slack) Update(ctx context.Context, r bot.Ref, p bot.Post) error {
 	if r.Reply != "" {
 		return s.respond(ctx, r.Reply, p, true)
 	}
-	opts := append(options(p, r.Thread == r.ID && !direct(r.Channel)), api.MsgOptionUpdate(r.ID))
+	return s.replace(ctx, r.Channel, r.ID, options(p, r.Thread == r.ID && !direct(r.Channel)))
+}
+
+// replace makes a message anew.
+func (s *Slack) replace(ctx context.Context, channel, ts string, opts []api.MsgOption) error {
 	return try(ctx, func(ctx context.Context) error {
-		_, _, _, err := s.web.UpdateMessageContext(ctx, r.Channel, r.ID, opts...)
+		_, _, _, err := s.web.UpdateMessageContext(ctx, channel, ts, opts...)
 		return err
 	})
 }

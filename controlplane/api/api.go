@@ -219,6 +219,9 @@ type PeerStatus struct {
 	Applied uint64        `json:"applied"`
 	Archive fleet.EntryNo `json:"archive"` // newest entry on its disk
 	Wall    fleet.Time    `json:"wall"`    // its wall clock
+	// Forgotten is the index up to which its disk has nothing of the log that was
+	// erased.
+	Forgotten uint64 `json:"forgotten,omitempty"`
 	// Digests are the newest digests that it has taken, oldest first.
 	Digests []Digest `json:"digests,omitempty"`
 }

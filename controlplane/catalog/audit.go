@@ -139,7 +139,11 @@ var AuditShow = op.Query(op.Spec{
 	if len(entries) == 0 {
 		return EntryDetail{}, fleet.NotFoundf("there is no entry %d", a.Entry).WithHint("footplate audit tail")
 	}
-	return EntryDetail{Entry: entries[0], Intact: entries[0].Intact(), Delivery: delivery(env.View, a.Entry)}, nil
+	d := EntryDetail{Entry: entries[0], Intact: entries[0].Intact(), Delivery: delivery(env.View, a.Entry)}
+	if e, ok := env.View.Erasures.Get(a.Entry); ok {
+		d.Erasure = append(env.World.Erased(ctx, e), erasedInSinks(env.View, a.Entry)...)
+	}
+	return d, nil
 })
 
 // EntryDetail is an entry in full.
@@ -147,6 +151,8 @@ type EntryDetail struct {
 	fleet.Entry
 	Intact   bool   `json:"intact" help:"its hash fits"`
 	Delivery string `json:"delivery" help:"to the channel"`
+	// Erasure says how far an erasure is, a place each.
+	Erasure []op.ErasedAt `json:"erasure,omitempty" help:"how far its erasure is, place by place"`
 }
 
 // AuditExportArgs selects what to export.
@@ -320,8 +326,9 @@ var OutboxDeliver = op.Internal(op.Spec{
 	for _, p := range parcels {
 		tx.Outbox.Delete(fleet.EntryNo(p.N))
 		last, ok := tx.Channel.Get(fleet.EntryNo(tx.Line))
-		// A run of the same operation becomes one line, as long as nothing came between.
-		if ok && p.Show == state.ShowGroup && last.Op == p.Line.Op && last.By == p.Line.By && last.Outcome == p.Line.Outcome &&
+		// A run of the same operation becomes one line, as long as nothing came
+		// between, and it is not on its way to a sink as it is.
+		if ok && !taken(tx, last.N) && p.Show == state.ShowGroup && last.Op == p.Line.Op && last.By == p.Line.By && last.Outcome == p.Line.Outcome &&
 			last.Reason == p.Line.Reason && p.Line.At.Sub(last.At) < state.LineGrows && last.Last+1 == p.Line.First {
 			last.Count++
 			last.Last = p.Line.Last
@@ -339,3 +346,13 @@ var OutboxDeliver = op.Internal(op.Spec{
 	}
 	return op.Result{Text: fmt.Sprintf("delivered %d", len(parcels)), Quiet: true}, nil
 })
+
+// taken reports whether a line has begun to go to a sink.
+func taken(tx *state.Tx, line uint64) bool {
+	for _, s := range tx.Sinks.All() {
+		if line <= max(s.Sent, s.Sending) {
+			return true
+		}
+	}
+	return false
+}

@@ -26,6 +26,6 @@ func All() *op.Registry {
 		HostEnrol, HostSuspect, HostLose, HostRetire, HostEnd, HostGone,
 		LaunchRecord, LaunchReport, LaunchPrune, PoolHold, PoolStrand,
 		BuildRetire, RefusalSettle,
-		OverrideExpire, OutboxDeliver, AuditAnchor, SinkOpen, SinkSending, SinkSent, SinkDead, SinkFailing,
+		OverrideExpire, OutboxDeliver, AuditAnchor, SinkOpen, SinkSending, SinkSent, SinkDead, SinkFailing, SinkEdited,
 	)
 }

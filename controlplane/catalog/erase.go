@@ -25,11 +25,13 @@ type AuditEraseArgs struct {
 var AuditErase = op.Mutation(op.Spec{
 	Name:    "audit erase",
 	Summary: "take a leaked secret out of an entry of the record, for good",
-	Long: "The field is erased from the archive of every node, from the channel and from the\n" +
-		"shared archive; the chain still verifies. It needs a reason: do not repeat the\n" +
-		"secret in it. Not reached: exports, posts in Slack, what the operation set (the\n" +
-		"reason of a gate or a pause, the steps of a build) and, until they are written\n" +
-		"anew, the Raft log and its snapshots. Whatever leaked, replace it.",
+	Long: "The field leaves the channel at once, and within seconds the archive, the Raft log\n" +
+		"and the snapshots of every node, the shared archive, and what the bot has posted of\n" +
+		"it in Slack: lines, and the answer to the command; audit show says how far that is.\n" +
+		"The chain still verifies. It needs a reason: do not repeat the secret in it. Not\n" +
+		"reached: what people wrote themselves, answers that only one person saw, answers to\n" +
+		"questions and snippets that quote it, exports, and what the operation set (the reason\n" +
+		"of a gate or a pause, the steps of a build). Whatever leaked, replace it.",
 	Role:     fleet.Admin,
 	Risk:     op.Disruptive,
 	Show:     state.ShowLine,
@@ -56,11 +58,12 @@ var AuditErase = op.Mutation(op.Spec{
 	if len(fresh) == 0 {
 		return op.Result{}, fleet.Conflictf("%s of entry %d is erased already", strings.Join(a.Fields, ", "), a.Entry)
 	}
-	tx.Erasures.Put(a.Entry, state.Erasure{Entry: a.Entry, Fields: fields, At: tx.At})
+	tx.Erasures.Put(a.Entry, state.Erasure{Entry: a.Entry, Fields: fields, At: tx.At, Index: m.Index})
 	tx.Forget(a.Entry, fresh)
 	return op.Result{
-		Text:    fmt.Sprintf("erased %s of entry %d; the raft log and older snapshots have it until they are written anew", strings.Join(fresh, " and "), a.Entry),
-		Changes: []string{fmt.Sprintf("erase %s of entry %d for good, from every archive and the channel", strings.Join(fresh, " and "), a.Entry)},
+		Text: fmt.Sprintf("erased %s of entry %d from the channel; the archives, Postgres, Slack and the disks of the nodes follow within seconds: audit show %d says how far",
+			strings.Join(fresh, " and "), a.Entry, a.Entry),
+		Changes: []string{fmt.Sprintf("erase %s of entry %d for good, from every archive, the channel and what was posted of it", strings.Join(fresh, " and "), a.Entry)},
 	}, nil
 })
 

@@ -435,6 +435,10 @@ func (w *world) ExportEntries(_ context.Context, f op.EntryFilter, out io.Writer
 	return err
 }
 
+func (w *world) Erased(_ context.Context, e state.Erasure) []op.ErasedAt {
+	return []op.ErasedAt{{Where: "node n1", Done: len(w.entries[e.Entry-1].Erased) == len(e.Fields), Note: "by the archive of this test"}}
+}
+
 func (w *world) VerifyEntries(_ context.Context, v op.Verify) []op.Checked {
 	own := op.Checked{Where: "node n1"}
 	if len(w.entries) == 0 {

@@ -13,6 +13,10 @@ type SinkArgs struct {
 	Sink string `json:"sink"`
 	Upto uint64 `json:"upto,omitempty"`
 	Why  string `json:"why,omitempty"`
+	// Ref is the sink's own name of the message that was sent, when it quotes
+	// the lines.
+	Ref  string `json:"ref,omitempty"`
+	Edit uint64 `json:"edit,omitempty"` // that has ended
 }
 
 // SinkOpen begins delivery to a sink: with the next line, because whoever
@@ -56,6 +60,21 @@ var SinkSent = op.Internal(op.Spec{
 	if err != nil {
 		return op.Result{}, err
 	}
+	if a.Ref != "" {
+		p := state.Posting{Sink: a.Sink, From: s.Sent + 1, Upto: a.Upto, Ref: a.Ref}
+		for _, l := range tx.Channel.From(fleet.EntryNo(p.From)) {
+			if l.N > p.Upto {
+				break
+			}
+			if p.First == 0 {
+				p.First = l.First
+			}
+			p.Last = l.Last
+		}
+		if p.First != 0 {
+			tx.Post(p, s.SendingAt)
+		}
+	}
 	res := op.Result{Quiet: true}
 	if s.FailingAt != 0 {
 		res = op.Result{Text: fmt.Sprintf("%s takes the channel again; it had not since %s", a.Sink, s.FailingAt)}
@@ -96,6 +115,23 @@ var SinkFailing = op.Internal(op.Spec{
 	s.FailingAt, s.Why = tx.At, a.Why
 	tx.Sinks.Put(a.Sink, s)
 	return op.Result{Text: fmt.Sprintf("the channel does not get to %s: %s", a.Sink, a.Why)}, nil
+})
+
+// SinkEdited says that a message in a sink was made anew without what was erased
+// of an entry, or why that cannot be.
+var SinkEdited = op.Internal(op.Spec{
+	Name: "sink edited", Summary: "note that a message in a sink was made anew", Role: fleet.System, Record: op.Audit, Show: state.ShowLine,
+}, func(tx *state.Tx, _ op.Meta, a SinkArgs) (op.Result, error) {
+	e, ok := tx.Edits.Get(fleet.EntryNo(a.Edit))
+	if !ok || e.EndedAt != 0 {
+		return op.Result{Quiet: true}, nil
+	}
+	e.EndedAt, e.Why = tx.At, a.Why
+	tx.Edits.Put(fleet.EntryNo(e.N), e)
+	if a.Why == "" {
+		return op.Result{Quiet: true}, nil
+	}
+	return op.Result{Text: fmt.Sprintf("%s still has what was erased of entry %d: %s; delete it there by hand", e.Sink, e.Entry, a.Why)}, nil
 })
 
 func underway(tx *state.Tx, a SinkArgs) (state.Sink, error) {
@@ -148,4 +184,31 @@ func inSinks(v *state.View, n fleet.EntryNo) string {
 		}
 	}
 	return words
+}
+
+// erasedInSinks says how far the erasure of an entry is where the channel goes.
+func erasedInSinks(v *state.View, n fleet.EntryNo) []op.ErasedAt {
+	var out []op.ErasedAt
+	for name := range v.Sinks.All() {
+		at := op.ErasedAt{Where: name, Done: true}
+		edited, waiting := 0, 0
+		for _, e := range v.Edits.All() {
+			switch {
+			case e.Entry != n || e.Sink != name:
+			case e.EndedAt == 0:
+				waiting++
+			case e.Why != "":
+				at.Done, at.Note = false, e.Why+": delete it there by hand"
+			case e.Posting != 0:
+				edited++
+			}
+		}
+		if waiting > 0 {
+			at.Done, at.Note = false, plural(waiting, "edit waits", "edits wait")
+		} else if at.Done && edited > 0 {
+			at.Note = plural(edited, "message was edited", "messages were edited")
+		}
+		out = append(out, at)
+	}
+	return out
 }

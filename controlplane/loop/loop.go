@@ -76,6 +76,8 @@ type Config struct {
 	Providers map[string]provider.Provider
 	// Sinks are where the channel goes beside the console, by name.
 	Sinks map[string]Poster
+	// Entry returns an entry of the record.
+	Entry func(ctx context.Context, n fleet.EntryNo) (fleet.Entry, error)
 	// Join is what a new machine is told.
 	Join func() provider.Join
 	// StepDown hands the office to another node.

@@ -24,6 +24,12 @@ type Poster interface {
 	Post(ctx context.Context, id, text, thread string) (ref string, err error)
 	// Find reports whether something was posted under the id.
 	Find(ctx context.Context, id string) (ref string, ok bool, err error)
+	// Edit replaces the text of what was posted under the id. With CodeInvalid
+	// that will never be possible.
+	Edit(ctx context.Context, ref, id, text string) error
+	// Withdraw puts a text in the place of what was answered there, where all see
+	// it, to the command with that key. It is no error when nothing was.
+	Withdraw(ctx context.Context, key, text string) error
 }
 
 // The measures of delivery to a sink.
@@ -43,6 +49,8 @@ const (
 	// sinkBackoff is the pause after a failure, doubled up to sinkBackoffMost.
 	sinkBackoff     = time.Second
 	sinkBackoffMost = time.Minute
+	// sinkEditFor is how long it is tried to edit a message.
+	sinkEditFor = 24 * fleet.Hour
 )
 
 // NextPost returns what goes to the sink next: the number of the last line in
@@ -137,13 +145,16 @@ type sink struct {
 	cfg   Config
 	log   *slog.Logger
 	since time.Time // when this node began to lead
+
+	editAfter time.Time // when the next edit may be tried
+	editFails int       // in a row
 }
 
 // RunSink delivers the channel to a sink until ctx ends. What was posted is
 // noted before and after, so that every line gets there once, in order, whoever
 // leads: a post in doubt is looked up before it is repeated.
 func RunSink(ctx context.Context, cfg Config, name string, to Poster) {
-	s := sink{name: name, to: to, cfg: cfg, log: cfg.Log.With("sink", name), since: time.Now()}
+	s := &sink{name: name, to: to, cfg: cfg, log: cfg.Log.With("sink", name), since: time.Now()}
 	failures := 0
 	for ctx.Err() == nil {
 		v := cfg.View()
@@ -168,13 +179,18 @@ func RunSink(ctx context.Context, cfg Config, name string, to Poster) {
 }
 
 // step takes one thing as far as it gets, and reports whether there was one.
-func (s sink) step(ctx context.Context, v *state.View) (did bool, err error) {
+func (s *sink) step(ctx context.Context, v *state.View) (did bool, err error) {
 	row, ok := v.Sinks.Get(s.name)
 	if !ok {
 		return true, s.propose(ctx, v, catalog.SinkOpen, catalog.SinkArgs{Sink: s.name})
 	}
 	if Paused(s.cfg.Now(), v, fleet.LoopDeliver) {
 		return false, nil
+	}
+	if time.Now().After(s.editAfter) {
+		if e, ok := s.nextEdit(v); ok {
+			return s.edit(ctx, v, e)
+		}
 	}
 	doubt := row.Sending != 0
 	upto, text := NextPost(s.cfg.Now(), v, row)
@@ -189,27 +205,33 @@ func (s sink) step(ctx context.Context, v *state.View) (did bool, err error) {
 		return true, err
 	}
 	args := catalog.SinkArgs{Sink: s.name, Upto: upto}
-	id := fmt.Sprintf("%s/%d/%d", v.Cluster, v.Epoch, upto)
+	id := postID(v, upto)
 	fault.Here(fault.SinkIntent)
+	sent := func(ref string) error {
+		if upto-row.Sent <= sinkDigest { // a digest quotes nothing
+			args.Ref = ref
+		}
+		return s.propose(ctx, v, catalog.SinkSent, args)
+	}
 	for {
 		if doubt {
-			found, err := s.find(ctx, id)
+			ref, found, err := s.find(ctx, id)
 			if err != nil {
 				return true, err
 			}
 			if found {
-				return true, s.propose(ctx, v, catalog.SinkSent, args)
+				return true, sent(ref)
 			}
 		}
 		call, cancel := context.WithTimeout(ctx, sinkCall)
-		_, err := s.to.Post(call, id, text, "")
+		ref, err := s.to.Post(call, id, text, "")
 		cancel()
 		if err == nil {
 			fault.Here(fault.SinkPosted)
 		}
 		switch e := (*fleet.Error)(nil); {
 		case err == nil:
-			return true, s.propose(ctx, v, catalog.SinkSent, args)
+			return true, sent(ref)
 		case errors.As(err, &e) && e.Code == fleet.CodeInvalid:
 			args.Why = e.Msg
 			return true, s.propose(ctx, v, catalog.SinkDead, args)
@@ -221,14 +243,13 @@ func (s sink) step(ctx context.Context, v *state.View) (did bool, err error) {
 	}
 }
 
-func (s sink) find(ctx context.Context, id string) (bool, error) {
+func (s *sink) find(ctx context.Context, id string) (ref string, found bool, err error) {
 	call, cancel := context.WithTimeout(ctx, sinkCall)
 	defer cancel()
-	_, found, err := s.to.Find(call, id)
-	return found, err
+	return s.to.Find(call, id)
 }
 
-func (s sink) propose(ctx context.Context, v *state.View, o *op.Op, args catalog.SinkArgs) error {
+func (s *sink) propose(ctx context.Context, v *state.View, o *op.Op, args catalog.SinkArgs) error {
 	c := command(fleet.LoopDeliver, o, args)
 	c.Term, c.Salt = v.Term, salt()
 	out, err := s.cfg.Propose(ctx, c)
@@ -236,4 +257,77 @@ func (s sink) propose(ctx context.Context, v *state.View, o *op.Op, args catalog
 		return out.Err
 	}
 	return err
+}
+
+// postID is the id under which lines up to a number are posted.
+func postID(v *state.View, upto uint64) string {
+	return fmt.Sprintf("%s/%d/%d", v.Cluster, v.Epoch, upto)
+}
+
+// nextEdit returns what is to be edited next. What another leader may have
+// begun waits until its call has ended: it could land late, with an older text.
+func (s *sink) nextEdit(v *state.View) (state.Edit, bool) {
+	for _, e := range v.Edits.All() {
+		if e.Sink == s.name && e.EndedAt == 0 {
+			return e, e.Term == v.Term || time.Since(s.since) >= sinkCall
+		}
+	}
+	return state.Edit{}, false
+}
+
+// edit makes one message anew. It does not keep lines from being posted: what
+// fails is tried again in its own time.
+func (s *sink) edit(ctx context.Context, v *state.View, e state.Edit) (bool, error) {
+	args := catalog.SinkArgs{Sink: s.name, Edit: e.N}
+	err := s.carryOut(ctx, v, e)
+	switch {
+	case ctx.Err() != nil:
+		return true, nil
+	case err == nil:
+	case fleet.CodeOf(err) == fleet.CodeInvalid:
+		args.Why = fleet.AsError(err).Msg
+	case s.cfg.Now().Sub(e.At) > sinkEditFor:
+		args.Why = fmt.Sprintf("it could not be edited for %s (%s)", sinkEditFor, fleet.AsError(err).Msg)
+	default:
+		s.log.Warn("what was erased is still in a sink", "entry", e.Entry, "err", err)
+		s.editAfter = time.Now().Add(min(sinkBackoff<<min(s.editFails, 10), sinkBackoffMost))
+		s.editFails++
+		return true, nil
+	}
+	s.editFails = 0
+	return true, s.propose(ctx, v, catalog.SinkEdited, args)
+}
+
+func (s *sink) carryOut(ctx context.Context, v *state.View, e state.Edit) error {
+	ctx, cancel := context.WithTimeout(ctx, sinkCall)
+	defer cancel()
+	if e.Posting == 0 {
+		entry, err := s.cfg.Entry(ctx, e.Entry)
+		if err != nil || entry.Key == "" {
+			return err
+		}
+		return s.to.Withdraw(ctx, entry.Key, fmt.Sprintf("the answer to the command of entry %d was here; something of it was erased", e.Entry))
+	}
+	p, ok := v.Postings.Get(fleet.EntryNo(e.Posting))
+	if !ok {
+		return fleet.Invalidf("its line is older than what can be found there")
+	}
+	return s.to.Edit(ctx, p.Ref, postID(v, p.Upto), postingText(v, p, e.Entry))
+}
+
+// postingText is what a message says now.
+func postingText(v *state.View, p state.Posting, erased fleet.EntryNo) string {
+	var b strings.Builder
+	for n := p.From; n <= p.Upto; n++ {
+		l, ok := v.Channel.Get(fleet.EntryNo(n))
+		if !ok {
+			return fmt.Sprintf("lines of the entries #%d-%d were here; something of #%d was erased. Read the others with: footplate audit export --from %d --to %d",
+				p.First, p.Last, erased, p.First, p.Last)
+		}
+		if n > p.From {
+			b.WriteByte('\n')
+		}
+		b.WriteString(LineText(l))
+	}
+	return b.String()
 }

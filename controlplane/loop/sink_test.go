@@ -35,12 +35,15 @@ type sinkWorld struct {
 	texts  []string
 	down   bool
 	late   sync.WaitGroup // posts that are still on their way
+
+	answers map[string]string // by key
+	never   error             // why nothing can be edited
 }
 
 func newSinkWorld(seed uint64) *sinkWorld {
 	w := &sinkWorld{
 		st: state.New(), newer: make(chan struct{}), rnd: rand.New(rand.NewPCG(seed, 1)),
-		ops: op.NewRegistry(catalog.SinkOpen, catalog.SinkSending, catalog.SinkSent, catalog.SinkDead, catalog.SinkFailing),
+		ops: op.NewRegistry(catalog.SinkOpen, catalog.SinkSending, catalog.SinkSent, catalog.SinkDead, catalog.SinkFailing, catalog.SinkEdited, catalog.AuditErase),
 	}
 	w.st.Cluster, w.st.Epoch = "c1", 1
 	w.view = w.st.Publish()
@@ -133,7 +136,42 @@ func (w *sinkWorld) Post(ctx context.Context, id, text, _ string) (string, error
 		return "", ctx.Err()
 	}
 	w.arrived(id, text)
-	return id, nil
+	return "ref-of-" + id, nil
+}
+
+// Edit is Poster's.
+func (w *sinkWorld) Edit(_ context.Context, ref, id, text string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.never != nil {
+		return w.never
+	}
+	if w.down || w.strikes() {
+		return fleet.Unavailablef("slack is down")
+	}
+	for i, p := range w.posts {
+		if p == id && ref == "ref-of-"+id {
+			w.texts[i] = text
+			if w.strikes() {
+				return fleet.Unknownf("no answer")
+			}
+			return nil
+		}
+	}
+	return fleet.Invalidf("there is no such message")
+}
+
+// Withdraw is Poster's.
+func (w *sinkWorld) Withdraw(_ context.Context, key, text string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down || w.strikes() {
+		return fleet.Unavailablef("slack is down")
+	}
+	if _, ok := w.answers[key]; ok {
+		w.answers[key] = text
+	}
+	return nil
 }
 
 func (w *sinkWorld) arrived(id, text string) {
@@ -150,7 +188,7 @@ func (w *sinkWorld) Find(_ context.Context, id string) (string, bool, error) {
 	}
 	for _, p := range w.posts {
 		if p == id {
-			return p, true, nil
+			return "ref-of-" + p, true, nil
 		}
 	}
 	return "", false, nil
@@ -164,6 +202,9 @@ func (w *sinkWorld) run(ctx context.Context) {
 		w.lead = cancel
 		w.mu.Unlock()
 		RunSink(lead, Config{
+			Entry: func(_ context.Context, n fleet.EntryNo) (fleet.Entry, error) {
+				return fleet.Entry{N: n, Key: fmt.Sprintf("key-%d", n)}, nil
+			},
 			View: w.View, Now: w.now, Propose: w.propose, Log: slog.New(slog.DiscardHandler),
 			WaitView: func(ctx context.Context, _ uint64) (*state.View, error) {
 				w.mu.Lock()
@@ -331,5 +372,116 @@ func TestNextPost(t *testing.T) {
 	w.say(sinkDigest, false)
 	if upto, text := NextPost(now, w.View(), none); upto != w.View().Line || !strings.Contains(text, "could not be posted") {
 		t.Errorf("no digest: up to %d, %s", upto, text)
+	}
+}
+
+// erase erases the text of an entry.
+func (w *sinkWorld) erase(t *testing.T, n fleet.EntryNo) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.index++
+	out, err := w.ops.Apply(w.st, w.index, state.Batch{At: w.now(), Commands: []state.Command{{
+		Op: catalog.AuditErase.Name, Ver: 1, By: "root", Role: fleet.Admin, Reason: "leak",
+		Args: fmt.Appendf(nil, `{"entry":%d,"fields":["text"]}`, n),
+	}}}, nil)
+	if err != nil || out.Outcomes[0].Err != nil {
+		t.Fatal(err, out.Outcomes[0].Err)
+	}
+	w.published()
+}
+
+func (w *sinkWorld) edited() bool {
+	for _, e := range w.View().Edits.All() {
+		if e.EndedAt == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// TestSinkErase: what is erased leaves what was posted, also when the post is on
+// its way at that moment, whatever fails and whoever leads; and the other lines
+// of the post stay.
+func TestSinkErase(t *testing.T) {
+	for seed := range uint64(30) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			w := newSinkWorld(seed)
+			w.faults = true
+			w.answers = make(map[string]string)
+			var erased []uint64
+			w.play(t, func() {
+				for range 30 {
+					w.say(3, false)
+					v := w.View()
+					w.mu.Lock()
+					wait, pick := time.Duration(w.rnd.IntN(4000))*time.Millisecond, uint64(w.rnd.IntN(3))
+					w.mu.Unlock()
+					time.Sleep(wait)
+					l, _ := v.Channel.Get(fleet.EntryNo(v.Line - pick))
+					w.mu.Lock()
+					w.answers[fmt.Sprintf("key-%d", l.First)] = "quotes it"
+					w.mu.Unlock()
+					w.erase(t, l.First)
+					erased = append(erased, l.N)
+				}
+				for deadline := time.Now().Add(time.Hour); !w.edited(); time.Sleep(time.Second) {
+					if time.Now().After(deadline) {
+						t.Fatal("not all was edited")
+					}
+				}
+			})
+			if !w.edited() {
+				t.Error("not all was edited in the end")
+			}
+			all := strings.Join(w.texts, "\n") + "\n"
+			for _, n := range erased {
+				if strings.Contains(all, fmt.Sprintf(": line %d [", n)) {
+					t.Errorf("line %d is still there", n)
+				}
+			}
+			if got := strings.Count(all, "(erased)"); got != len(erased) {
+				t.Errorf("%d lines of %d say that they were erased", got, len(erased))
+			}
+			for key, text := range w.answers {
+				if !strings.Contains(text, "was erased") {
+					t.Errorf("the answer to %s says %q", key, text)
+				}
+			}
+		})
+	}
+}
+
+// TestSinkEraseNever: what can never be edited is said once, and what could not
+// be for a day too.
+func TestSinkEraseNever(t *testing.T) {
+	for _, row := range []struct {
+		why  *fleet.Error
+		want string
+		wait time.Duration
+	}{
+		{fleet.Invalidf("Slack refuses: cant_update_message"), "slack still has what was erased of entry 2: Slack refuses: cant_update_message; delete it there by hand", time.Minute},
+		{fleet.Unavailablef("no answer"), "slack still has what was erased of entry 2: it could not be edited for 1d (no answer); delete it there by hand", 25 * time.Hour},
+	} {
+		w := newSinkWorld(1)
+		w.never = row.why
+		w.play(t, func() {
+			w.say(1, false)
+			time.Sleep(10 * time.Second)
+			w.erase(t, w.View().Entry)
+			time.Sleep(row.wait)
+			if !w.edited() {
+				t.Error("it is tried for ever")
+			}
+		})
+		var said []string
+		for _, p := range w.View().Outbox.All() {
+			if p.Line.Op == catalog.SinkEdited.Name {
+				said = append(said, p.Line.Text)
+			}
+		}
+		if len(said) != 1 || said[0] != row.want {
+			t.Errorf("%s: said %q", row.why.Msg, said)
+		}
 	}
 }

@@ -151,6 +151,8 @@ type World interface {
 	// VerifyEntries checks the record wherever v says, and returns what it found,
 	// a place each: the archive of this node first.
 	VerifyEntries(ctx context.Context, v Verify) []Checked
+	// Erased returns how far an erasure is on the nodes and in the shared archive.
+	Erased(ctx context.Context, e state.Erasure) []ErasedAt
 	// Cluster returns how the nodes are.
 	Cluster(ctx context.Context) Cluster
 	// SaveSnapshot writes the state as a snapshot.
@@ -199,6 +201,13 @@ type Verify struct {
 	Peers    bool          // the archives of the other nodes
 	Postgres bool          // the shared archive
 	Anchors  []EntryAnchor // that were noted outside
+}
+
+// ErasedAt is how far an erasure is in one place.
+type ErasedAt struct {
+	Where string `json:"where" col:"WHERE" id:"true"` // "node n1", "postgres", "slack"
+	Done  bool   `json:"done" col:"ERASED"`
+	Note  string `json:"note,omitempty" col:"NOTE"` // what is left, or in the way
 }
 
 // EntryAnchor is the hash that an entry was noted with.

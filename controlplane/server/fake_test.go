@@ -352,6 +352,8 @@ func (n *node) ExportEntries(_ context.Context, _ op.EntryFilter, w io.Writer) e
 	return nil
 }
 
+func (n *node) Erased(context.Context, state.Erasure) []op.ErasedAt { return nil }
+
 func (n *node) VerifyEntries(context.Context, op.Verify) []op.Checked {
 	return []op.Checked{{Where: "node " + string(n.id), Entries: len(n.recorded())}}
 }

@@ -15,6 +15,7 @@ type Erasure struct {
 	Entry  fleet.EntryNo `json:"entry"`
 	Fields []string      `json:"fields"` // in the order of the chain
 	At     fleet.Time    `json:"at"`
+	Index  uint64        `json:"index"` // of its log entry: what was logged up to it is to leave the disks
 }
 
 // AnchorsKeep is how many anchors stay in the state. The channel has them all.
@@ -27,11 +28,17 @@ type Anchor struct {
 	At    fleet.Time    `json:"at"`
 }
 
-// Forget takes fields of an entry out of what the state itself holds of it: its
+// Forget takes fields of an entry out of the state, and has the sinks follow.
+func (tx *Tx) Forget(n fleet.EntryNo, fields []string) {
+	tx.forget(n, fields)
+	tx.editSinks(n)
+}
+
+// forget takes fields of an entry out of what the state itself holds of it: its
 // line in the channel and in the outbox, and the outcome that its key is
 // remembered with. A key whose arguments were erased is a conflict from then
 // on: whether it was the same command is not known any more.
-func (tx *Tx) Forget(n fleet.EntryNo, fields []string) {
+func (tx *Tx) forget(n fleet.EntryNo, fields []string) {
 	by, args := slices.Contains(fields, "by"), slices.Contains(fields, "args")
 	reason, text := slices.Contains(fields, "reason"), slices.Contains(fields, "text")
 	forget := func(l Line) (Line, bool) {
@@ -90,6 +97,15 @@ func (tx *Tx) Forget(n fleet.EntryNo, fields []string) {
 	if r, ok := tx.Keys.Get(id); ok && id != "" {
 		if args { // their hash has no salt: a short secret could be guessed from it
 			r.Args = Erased
+			var same []fleet.EntryNo
+			for n, p := range tx.Repeats.All() {
+				if p.Key == id {
+					same = append(same, n)
+				}
+			}
+			for _, n := range same {
+				tx.Repeats.Delete(n)
+			}
 		}
 		if text {
 			r.Outcome.Text, r.Outcome.Result = Erased, nil

@@ -69,6 +69,9 @@ type tables struct {
 	Sinks    *Table[string, Sink]
 	Erasures *Table[fleet.EntryNo, Erasure] // by the entry that they are of
 	Anchors  *Table[fleet.EntryNo, Anchor]
+	Postings *Table[fleet.EntryNo, Posting]
+	Edits    *Table[fleet.EntryNo, Edit]
+	Repeats  *Table[fleet.EntryNo, Repeat]
 }
 
 // State is the replicated state. One goroutine owns it.
@@ -106,11 +109,14 @@ func New() *State {
 		Sinks:    named[string, Sink]("sinks", j),
 		Erasures: numbered[fleet.EntryNo, Erasure]("erasures", j),
 		Anchors:  numbered[fleet.EntryNo, Anchor]("anchors", j),
+		Postings: numbered[fleet.EntryNo, Posting]("postings", j),
+		Edits:    numbered[fleet.EntryNo, Edit]("edits", j),
+		Repeats:  numbered[fleet.EntryNo, Repeat]("repeats", j),
 	}
 	st.all = []anyTable{
 		st.Nodes, st.Tokens, st.Grants, st.Orgs, st.Pools, st.Hosts, st.Launches, st.Builds, st.Attempts,
 		st.Gates, st.Pauses, st.Keys, st.KeyOrder, st.Refusals, st.Outbox, st.Channel, st.Sinks,
-		st.Erasures, st.Anchors,
+		st.Erasures, st.Anchors, st.Postings, st.Edits, st.Repeats,
 	}
 	st.Builds.onChange = func(old, now *fleet.Build) {
 		st.derived.build(old, now)
@@ -134,7 +140,8 @@ type Tx struct {
 func (tx *Tx) View() *View { return tx.State.peek() }
 
 // Begin opens a log entry: index is its Raft index, at the leader's clock. The
-// state clock never moves backwards. Keys older than KeyTTL are forgotten.
+// state clock never moves backwards. Keys older than KeyTTL are forgotten, and repeats
+// older than RepeatWindow.
 func (st *State) Begin(index uint64, at fleet.Time) {
 	st.j.index = index
 	st.Index = index
@@ -151,6 +158,16 @@ func (st *State) Begin(index uint64, at fleet.Time) {
 		id, _ := st.KeyOrder.Get(n)
 		st.Keys.Delete(id)
 		st.KeyOrder.Delete(n)
+	}
+	old = old[:0]
+	for n, r := range st.Repeats.All() {
+		if r.At.Add(RepeatWindow) > st.Clock {
+			break
+		}
+		old = append(old, n)
+	}
+	for _, n := range old {
+		st.Repeats.Delete(n)
 	}
 }
 

@@ -278,3 +278,20 @@ func (a *Archive) Erase(ctx context.Context, e *fleet.Entry) error {
 	}
 	return a.explain("erase in", err)
 }
+
+// Erased returns how many fields of an entry are erased in the database. The
+// error has fleet.CodeNotFound when the entry is not there.
+func (a *Archive) Erased(ctx context.Context, n fleet.EntryNo) (fields int, err error) {
+	pool, err := a.ready(ctx)
+	if err != nil {
+		return 0, err
+	}
+	err = pool.QueryRow(ctx, "SELECT cardinality(erased) FROM footplate.entries WHERE cluster = $1 AND n = $2", a.cluster, int64(n)).Scan(&fields)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, fleet.NotFoundf("entry %d is not in the audit archive in postgres", n)
+	}
+	if err != nil {
+		return 0, a.explain("read", err)
+	}
+	return fields, nil
+}

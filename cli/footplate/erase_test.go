@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"footplate/bot/slack"
+	"footplate/bot/slack/slacktest"
+	"footplate/controlplane/archive/postgres/postgrestest"
+	"footplate/controlplane/catalog"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// eraseWithin is what OPERATIONS.md promises of an erasure while all is well.
+const eraseWithin = 30 * time.Second
+
+// TestEraseEverywhere: after audit erase what leaked is in no file of any node, in
+// no table of PostgreSQL and in no message in Slack, within a bounded time.
+func TestEraseEverywhere(t *testing.T) {
+	pg, err := postgrestest.New()
+	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pg.Close)
+	s, err := slacktest.Start(slacktest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	url := pg.URL(pg.Database(t))
+	t.Setenv("FOOTPLATE_POSTGRES_URL", url)
+	r := &record{pg: pg, url: url, plant: startPlant(t, plantConfig{
+		nodes: 3, hosts: 0, slots: 1, fence: "10s", suspect: "5s",
+		env: []string{
+			slack.EnvBotToken + "=" + slacktest.BotToken, slack.EnvAppToken + "=" + slacktest.AppToken,
+			slack.EnvChannel + "=" + opsChannel, slack.EnvAPIURL + "=" + s.URL(),
+		},
+	})}
+	r.must("access", "grant", "slack:"+slacktest.Team+"/U0ALICE", "operator")
+	r.wait(60*time.Second, "the bot in Slack", func() bool { return s.Sockets() >= 2 })
+
+	// It leaks by the shell, and by a mention in a channel, whose answer quotes it.
+	// The bot cannot edit what alice wrote: she deletes that herself.
+	r.must("queue", "pause", "--org", "demo", "--for", "10m", "--yes", "--reason", "unrelated")
+	r.must("org", "set", "acme", "--reason", "it is "+secretWord)
+	s.Say("U0ALICE", opsChannel, "<@"+slacktest.Bot+"> org set from-slack --slots 3 --reason '"+secretWord+"'", "")
+	var leaks []catalog.EntryRow
+	r.wait(30*time.Second, "both entries", func() bool {
+		return r.json(&leaks, "audit", "search", "--text", secretWord) == nil && len(leaks) == 2
+	})
+	r.must("org", "set", "after", "--reason", "unrelated too")
+	posted := func() (found int) {
+		for _, m := range s.Messages(opsChannel) {
+			if m.Bot && (strings.Contains(m.Text, secretWord) || bytes.Contains(m.Blocks, []byte(secretWord))) {
+				found++
+			}
+		}
+		return found
+	}
+	r.wait(60*time.Second, "it to be in Slack, in the lines and in the answer", func() bool { return posted() >= 2 && inChannel(s, "unrelated too") })
+	r.must("cluster", "snapshot", "save", filepath.Join(t.TempDir(), "kept"))
+	r.delivered()
+	holders := func() (where []string) {
+		for _, n := range r.nodes {
+			where = append(where, filesWith(t, filepath.Join(r.dir, n.name), secretWord)...)
+		}
+		r.postgres(t, func(ctx context.Context, c *pgx.Conn) {
+			var count int
+			if err := c.QueryRow(ctx, "SELECT count(*) FROM footplate.entries e WHERE e::text LIKE '%' || $1 || '%'", secretWord).Scan(&count); err != nil {
+				t.Fatal(err)
+			}
+			if count > 0 {
+				where = append(where, "postgres")
+			}
+		})
+		if n := posted(); n > 0 {
+			where = append(where, fmt.Sprintf("%d messages in Slack", n))
+		}
+		return where
+	}
+	before := holders()
+	if all := strings.Join(before, " "); !strings.Contains(all, "postgres") || !strings.Contains(all, "Slack") || !strings.Contains(all, ".wal") {
+		t.Fatalf("it has leaked to %s alone", all)
+	}
+
+	began := time.Now()
+	for _, l := range leaks {
+		out := r.must("audit", "erase", fmt.Sprint(l.N), "--field", "reason", "--field", "args", "--field", "text", "--reason", "leak", "--yes")
+		if !strings.Contains(out, fmt.Sprintf("follow within seconds: audit show %d says how far", l.N)) {
+			t.Errorf("audit erase says %s", out)
+		}
+	}
+	left := holders()
+	for len(left) > 0 {
+		if time.Since(began) > eraseWithin {
+			t.Fatalf("after %s what was erased is still in %v", eraseWithin, left)
+		}
+		left = holders()
+	}
+	t.Logf("erased everywhere after %s", time.Since(began).Round(100*time.Millisecond))
+	for _, l := range leaks {
+		var d catalog.EntryDetail
+		r.wait(eraseWithin, "audit show to say that it is gone", func() bool {
+			d = catalog.EntryDetail{}
+			if r.json(&d, "audit", "show", fmt.Sprint(l.N)) != nil {
+				return false
+			}
+			for _, at := range d.Erasure {
+				if !at.Done {
+					return false
+				}
+			}
+			return true
+		})
+		var where []string
+		for _, at := range d.Erasure {
+			where = append(where, at.Where)
+		}
+		for _, want := range []string{"node n1", "node n2", "node n3", "postgres", "slack"} {
+			if !strings.Contains(strings.Join(where, ","), want) {
+				t.Errorf("audit show %d says nothing of %s: %v", l.N, want, where)
+			}
+		}
+	}
+	if !inChannel(s, "unrelated too") || !inChannel(s, "(erased)") {
+		t.Error("the other lines have gone from Slack, or the erased ones do not say so")
+	}
+	r.must("audit", "verify", "--peers", "--postgres")
+
+	// Whoever starts again has all but that.
+	for _, n := range r.nodes {
+		r.kill(n)
+	}
+	for _, n := range r.nodes {
+		r.start(n)
+	}
+	r.wait(60*time.Second, "the nodes to be back", func() bool {
+		_, _, code := r.run("audit", "verify", "--peers")
+		return code == 0
+	})
+	if left := holders(); len(left) > 0 {
+		t.Errorf("after a restart what was erased is in %v", left)
+	}
+}
+
+func inChannel(s *slacktest.Server, text string) bool {
+	for _, m := range s.Messages(opsChannel) {
+		if strings.Contains(m.Text, text) {
+			return true
+		}
+	}
+	return false
+}
+
+// filesWith returns the files below dir that have a text in them.
+func filesWith(t *testing.T, dir, text string) (files []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it went while we looked
+		}
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if bytes.Contains(b, []byte(text)) {
+			files = append(files, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
