@@ -63,7 +63,7 @@ func TestReadEvent(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &bot.Message{
-		ID: "slack:C0OPS/1795250000.000001/Ev0123", From: "slack:T0FLEET/U0ALICE", Text: "pool list", At: time.Unix(1795250000, 0), Again: true,
+		ID: "slack:C0OPS/1795250000.000100/Ev0123", From: "slack:T0FLEET/U0ALICE", Text: "pool list", At: time.Unix(1795250000, 0), Again: true,
 		Place: bot.Place{Channel: "C0OPS", Thread: "1795250000.000100", User: "U0ALICE"},
 	}
 	if d := cmp.Diff(want, w.message); d != "" {
