@@ -114,7 +114,7 @@ func (w *world) Erased(ctx context.Context, e state.Erasure) []op.ErasedAt {
 	}
 	var shared *op.ErasedAt
 	if w.shared != nil {
-		all.Go(func() { shared = w.shared.erased(ctx, w.machine.View().Epoch, e) })
+		all.Go(func() { shared = w.shared.erased(ctx, &w.machine.View().Meta, e) })
 	}
 	all.Wait()
 	slices.SortFunc(found, func(a, b op.ErasedAt) int { return strings.Compare(a.Where, b.Where) })

@@ -79,6 +79,17 @@ func stretches(m *state.Meta) []stretch {
 	return out
 }
 
+// stretchOf returns the epoch that an entry is of.
+func stretchOf(m *state.Meta, n fleet.EntryNo) stretch {
+	all := stretches(m)
+	for _, e := range all {
+		if n > e.after.N && n <= e.last.N {
+			return e
+		}
+	}
+	return all[len(all)-1]
+}
+
 // of returns the shared archive of a recovery epoch.
 func (s *shared) of(e stretch) (*postgres.Archive, error) {
 	s.mu.Lock()
@@ -191,12 +202,7 @@ func (s *shared) run(ctx context.Context, view func() *state.View) {
 			if done[n] == len(row.Fields) || n > d.Status().Head.N {
 				continue // what is delivered later is delivered erased, or comes up again
 			}
-			at := a
-			for _, e := range epochs[:len(epochs)-1] {
-				if n > e.after.N && n <= e.last.N {
-					at, _ = s.of(e) // its URL was read before
-				}
-			}
+			at, _ := s.of(stretchOf(&v.Meta, n)) // its URL was read before
 			switch err := s.erase(ctx, at, n, row.Fields); {
 			case err == nil:
 				done[n] = len(row.Fields)
@@ -258,9 +264,9 @@ func (s *shared) erase(ctx context.Context, a *postgres.Archive, n fleet.EntryNo
 }
 
 // erased says how far an erasure is in the shared archive.
-func (s *shared) erased(ctx context.Context, epoch uint64, e state.Erasure) *op.ErasedAt {
+func (s *shared) erased(ctx context.Context, m *state.Meta, e state.Erasure) *op.ErasedAt {
 	at := &op.ErasedAt{Where: "postgres"}
-	a, err := s.of(epoch)
+	a, err := s.of(stretchOf(m, e.Entry))
 	fields := 0
 	if err == nil {
 		fields, err = a.Erased(ctx, e.Entry)

@@ -96,7 +96,7 @@ func scramble(t *rapid.T, tx *Tx) {
 			write(tx.Launches, fleet.LaunchID(n), fleet.Launch{ID: fleet.LaunchID(n), NextAt: fleet.Time(n)}, gone)
 		case 6, 7, 8:
 			b := fleet.Build{
-				ID: fleet.BuildID(n), Org: fleet.OrgName(s), Pool: fleet.PoolName(name.Draw(t, "pool")), Spec: testSpec,
+				ID: fleet.BuildID(n), Org: fleet.OrgName(s), Pool: fleet.PoolName(name.Draw(t, "pool")), Spec: tx.ShareSpec(testSpec),
 				Priority: rapid.IntRange(-1, 1).Draw(t, "priority"), Stage: stages.Draw(t, "stage"),
 			}
 			for range rapid.IntRange(1, 3).Draw(t, "tasks") {
@@ -229,7 +229,7 @@ func TestDigestOrder(t *testing.T) {
 		st.Begin(1, 1000)
 		for _, i := range order {
 			st.Orgs.Put(fleet.OrgName(rune('a'+i)), fleet.Org{Slots: i})
-			st.Builds.Put(fleet.BuildID(i), fleet.Build{ID: fleet.BuildID(i), Spec: testSpec})
+			st.Builds.Put(fleet.BuildID(i), fleet.Build{ID: fleet.BuildID(i), Spec: st.ShareSpec(testSpec)})
 			if i == 2 {
 				st.Digest() // in between, or not
 			}
