@@ -39,6 +39,7 @@ type office struct {
 
 	mu     sync.Mutex
 	clock  StateClock
+	behind bool      // clock is not where the log ends yet
 	last   time.Time // when clock was advanced
 	median time.Time // of the wall clocks, as of looked
 	looked time.Time
@@ -176,6 +177,7 @@ func (o *office) startClock() {
 	defer o.mu.Unlock()
 	pos := o.r.fsm.position()
 	now := time.Now()
+	o.behind = false
 	switch {
 	case pos.At.IsZero() && !o.stampedAfter(0):
 		// The first leader of all: there is no clock to go on from. A node that
@@ -184,6 +186,8 @@ func (o *office) startClock() {
 		o.clock = StartClock(fleet.TimeOf(now))
 	case pos.At.IsZero(), o.stampedAfter(pos.Index):
 		// What is stamped now is moved on to the end of the log when it is applied.
+		// Until then it says nothing about anybody's wall clock.
+		o.behind = true
 		o.clock = StartClock(o.clock.Now())
 	default:
 		o.clock = StartClock(max(pos.At.Add(fleet.DurationOf(now.Sub(pos.seen))), o.clock.Now()))
@@ -218,11 +222,13 @@ func (o *office) now() fleet.Time {
 	defer o.mu.Unlock()
 	now := time.Now()
 	var median time.Time
-	if o.looked.IsZero() || now.Sub(o.looked) >= offsetsEvery {
+	switch {
+	case o.behind:
+	case o.looked.IsZero() || now.Sub(o.looked) >= offsetsEvery:
 		o.looked = now
 		o.median = o.r.medianWall(now)
 		median = o.median
-	} else if !o.median.IsZero() {
+	case !o.median.IsZero():
 		median = o.median.Add(now.Sub(o.looked))
 	}
 	at := o.clock.Advance(now.Sub(o.last), median)
