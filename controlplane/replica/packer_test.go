@@ -13,13 +13,12 @@ import (
 )
 
 func TestLeaderAppliesWhatIsLogged(t *testing.T) {
-	if n := reflect.TypeFor[state.Command]().NumField(); n != 16 {
+	if n := reflect.TypeFor[state.Command]().NumField(); n != 15 {
 		t.Fatalf("a command has %d fields: asLogged must know each", n)
 	}
 	for name, change := range map[string]func(*state.Command){
 		"as it is":          func(*state.Command) {},
 		"broken UTF-8":      func(c *state.Command) { c.Reason = "a\xffb" },
-		"broken repeat":     func(c *state.Command) { c.Repeat = "\xff" },
 		"markup":            func(c *state.Command) { c.Reason = "<a> & \u2028" },
 		"no arguments":      func(c *state.Command) { c.Args = nil },
 		"empty arguments":   func(c *state.Command) { c.Args = json.RawMessage{} },

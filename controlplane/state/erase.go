@@ -97,15 +97,6 @@ func (tx *Tx) forget(n fleet.EntryNo, fields []string) {
 	if r, ok := tx.Keys.Get(id); ok && id != "" {
 		if args { // their hash has no salt: a short secret could be guessed from it
 			r.Args = Erased
-			var same []fleet.EntryNo
-			for n, p := range tx.Repeats.All() {
-				if p.Key == id {
-					same = append(same, n)
-				}
-			}
-			for _, n := range same {
-				tx.Repeats.Delete(n)
-			}
 		}
 		if text {
 			r.Outcome.Text, r.Outcome.Result = Erased, nil

@@ -24,7 +24,6 @@ type Command struct {
 	ApprovedBy []fleet.Principal `json:"approved_by,omitempty"`
 	Plan       string            `json:"plan,omitempty"` // hash of the plan that was confirmed
 	Salt       string            `json:"salt,omitempty"` // hex, for the audit entry
-	Repeat     Asked             `json:"repeat,omitempty"`
 
 	// Term is set on what the control plane decided by itself: Apply refuses it
 	// in any other term.

@@ -95,7 +95,6 @@ type Meta struct {
 	Key     uint64          `json:"key"`
 	Posting uint64          `json:"posting,omitempty"`
 	Edit    uint64          `json:"edit,omitempty"`
-	Repeat  uint64          `json:"repeat,omitempty"`
 	Members uint64          `json:"members"` // version of the membership
 	Head    string          `json:"head"`    // hash of the newest entry
 

@@ -71,7 +71,6 @@ type tables struct {
 	Anchors  *Table[fleet.EntryNo, Anchor]
 	Postings *Table[fleet.EntryNo, Posting]
 	Edits    *Table[fleet.EntryNo, Edit]
-	Repeats  *Table[fleet.EntryNo, Repeat]
 }
 
 // State is the replicated state. One goroutine owns it.
@@ -111,12 +110,11 @@ func New() *State {
 		Anchors:  numbered[fleet.EntryNo, Anchor]("anchors", j),
 		Postings: numbered[fleet.EntryNo, Posting]("postings", j),
 		Edits:    numbered[fleet.EntryNo, Edit]("edits", j),
-		Repeats:  numbered[fleet.EntryNo, Repeat]("repeats", j),
 	}
 	st.all = []anyTable{
 		st.Nodes, st.Tokens, st.Grants, st.Orgs, st.Pools, st.Hosts, st.Launches, st.Builds, st.Attempts,
 		st.Gates, st.Pauses, st.Keys, st.KeyOrder, st.Refusals, st.Outbox, st.Channel, st.Sinks,
-		st.Erasures, st.Anchors, st.Postings, st.Edits, st.Repeats,
+		st.Erasures, st.Anchors, st.Postings, st.Edits,
 	}
 	st.Builds.onChange = func(old, now *fleet.Build) {
 		st.derived.build(old, now)
@@ -140,8 +138,7 @@ type Tx struct {
 func (tx *Tx) View() *View { return tx.State.peek() }
 
 // Begin opens a log entry: index is its Raft index, at the leader's clock. The
-// state clock never moves backwards. Keys older than KeyTTL are forgotten, and repeats
-// older than RepeatWindow.
+// state clock never moves backwards. Keys older than KeyTTL are forgotten.
 func (st *State) Begin(index uint64, at fleet.Time) {
 	st.j.index = index
 	st.Index = index
@@ -158,16 +155,6 @@ func (st *State) Begin(index uint64, at fleet.Time) {
 		id, _ := st.KeyOrder.Get(n)
 		st.Keys.Delete(id)
 		st.KeyOrder.Delete(n)
-	}
-	old = old[:0]
-	for n, r := range st.Repeats.All() {
-		if r.At.Add(RepeatWindow) > st.Clock {
-			break
-		}
-		old = append(old, n)
-	}
-	for _, n := range old {
-		st.Repeats.Delete(n)
 	}
 }
 

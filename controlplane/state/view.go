@@ -31,7 +31,6 @@ type View struct {
 	Anchors  Rows[fleet.EntryNo, Anchor]
 	Postings Rows[fleet.EntryNo, Posting]
 	Edits    Rows[fleet.EntryNo, Edit]
-	Repeats  Rows[fleet.EntryNo, Repeat]
 	derived
 }
 
@@ -49,7 +48,7 @@ func (v *View) tables() []dumper {
 		{"pauses", v.Pauses.dumpRows}, {"keys", v.Keys.dumpRows}, {"key_order", v.KeyOrder.dumpRows},
 		{"refusals", v.Refusals.dumpRows}, {"outbox", v.Outbox.dumpRows}, {"channel", v.Channel.dumpRows},
 		{"sinks", v.Sinks.dumpRows}, {"erasures", v.Erasures.dumpRows}, {"anchors", v.Anchors.dumpRows},
-		{"postings", v.Postings.dumpRows}, {"edits", v.Edits.dumpRows}, {"repeats", v.Repeats.dumpRows},
+		{"postings", v.Postings.dumpRows}, {"edits", v.Edits.dumpRows},
 	}
 }
 
@@ -81,7 +80,6 @@ func (st *State) Publish() *View {
 		Anchors:  st.tables.Anchors.publish(last.Anchors),
 		Postings: st.tables.Postings.publish(last.Postings),
 		Edits:    st.tables.Edits.publish(last.Edits),
-		Repeats:  st.tables.Repeats.publish(last.Repeats),
 		derived:  last.derived,
 	}
 	if st.tables.Builds.touched || st.tables.Attempts.touched {
@@ -104,7 +102,7 @@ func (st *State) peek() *View {
 		Keys: st.tables.Keys.Rows, KeyOrder: st.tables.KeyOrder.Rows, Refusals: st.tables.Refusals.Rows,
 		Outbox: st.tables.Outbox.Rows, Channel: st.tables.Channel.Rows, Sinks: st.tables.Sinks.Rows,
 		Erasures: st.tables.Erasures.Rows, Anchors: st.tables.Anchors.Rows,
-		Postings: st.tables.Postings.Rows, Edits: st.tables.Edits.Rows, Repeats: st.tables.Repeats.Rows,
+		Postings: st.tables.Postings.Rows, Edits: st.tables.Edits.Rows,
 		derived: st.derived,
 	}
 }
@@ -138,7 +136,6 @@ func (v *View) Scratch() *State {
 	scratch(st.tables.Anchors, v.Anchors)
 	scratch(st.tables.Postings, v.Postings)
 	scratch(st.tables.Edits, v.Edits)
-	scratch(st.tables.Repeats, v.Repeats)
 	st.derived = v.derived.copy()
 	return st
 }
