@@ -262,7 +262,7 @@ func (o *office) published() {
 func (o *office) startClock() {
 	now := o.n.mono()
 	switch {
-	case o.n.applied < o.n.stored && o.w.cfg.Weak != WallStart && !(o.w.cfg.Weak == LateStart && !o.n.lastAt.IsZero()):
+	case o.n.applied < o.n.stored && o.w.cfg.Weak != WallStart:
 		o.clock = replica.StartClock(o.clock.Now())
 	case o.n.lastAt.IsZero():
 		o.clock = replica.StartClock(o.n.wallNow())

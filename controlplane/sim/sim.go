@@ -111,7 +111,6 @@ const (
 	NoMajority    Weakness = "the leader's own silence is enough"
 	NoPermanence  Weakness = "acknowledged before it is committed"
 	WallStart     Weakness = "a leader that has applied nothing yet begins at its wall clock"
-	LateStart     Weakness = "a leader that has not applied its log begins at its own clock"
 	NoGuard       Weakness = "silent hosts are replaced whatever their number"
 	NoMark        Weakness = "promotion goes by the plans alone"
 )

@@ -93,7 +93,6 @@ func TestWeakenedRulesAreCaught(t *testing.T) {
 		{NoMajority, Partition, []string{"P2", "P5"}},
 		{NoPermanence, LeaderChange, []string{"P1"}},
 		{WallStart, Clocks, []string{"P5"}},
-		{LateStart, LeaderChange, []string{"P5"}},
 		{NoGuard, Silence, []string{"P5"}},
 		{NoMark, None, []string{"idle"}},
 	} {
