@@ -1,11 +1,16 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
 
 	"footplate/controlplane"
+	"footplate/controlplane/catalog"
+	"footplate/controlplane/client"
 	"footplate/fleet"
 )
 
@@ -49,5 +54,43 @@ func TestAddressTaken(t *testing.T) {
 	_, err = net.Listen("tcp", l.Addr().String())
 	if e := fleet.AsError(taken(err)); e.Code != fleet.CodeConflict || !strings.Contains(e.Msg, l.Addr().String()) {
 		t.Errorf("%+v; want a conflict that names the address", e)
+	}
+}
+
+// TestNewTokenEverywhere: a token that was acknowledged lets its bearer in at
+// every node, also at one that has not applied it yet.
+func TestNewTokenEverywhere(t *testing.T) {
+	t.Parallel()
+	p := startPlant(t, plantConfig{nodes: 3, slots: 1, fence: "10s", suspect: "5s"})
+	at := func(token string, nodes ...*node) *client.Client {
+		var addrs []string
+		for _, n := range nodes {
+			addrs = append(addrs, p.url(n))
+		}
+		c, err := client.New(client.Config{Addrs: addrs, Token: token, Via: "test/1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	leader := p.leader()
+	admin := at(p.admin, leader)
+	for i := range 30 {
+		secret := fmt.Sprintf("fp_%032d", i)
+		sum := sha256.Sum256([]byte(secret))
+		args := catalog.AccessTokenCreateArgs{Name: fmt.Sprintf("t%d", i), Role: fleet.Viewer}
+		args.SetHash(hex.EncodeToString(sum[:]))
+		if _, err := admin.Do(t.Context(), catalog.AccessTokenCreate, &args, client.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range p.nodes {
+			// Stale, so that the query itself does not wait for anything.
+			if _, _, err := at(secret, n).Query(t.Context(), catalog.AccessWhoami, &struct{}{}, true); err != nil {
+				t.Fatalf("token %d at node %s: %v", i, n.name, err)
+			}
+		}
+	}
+	if _, _, err := at("fp_wrong", p.nodes...).Query(t.Context(), catalog.AccessWhoami, &struct{}{}, true); fleet.CodeOf(err) != fleet.CodeDenied {
+		t.Errorf("a wrong token: %v", err)
 	}
 }

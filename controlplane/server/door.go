@@ -85,6 +85,13 @@ func (d *Door) Authenticate(secret string) (Caller, error) {
 	return d.stranger("the token is not known")
 }
 
+// knows reports whether a secret is none, or one that Authenticate can judge.
+func (d *Door) knows(secret string) bool {
+	hash := hashSecret(secret)
+	_, ok := d.cfg.View().Tokens.Get(hash)
+	return ok || secret == "" || subtle.ConstantTimeCompare([]byte(hash), []byte(hashSecret(d.cfg.NodeToken))) == 1
+}
+
 func (d *Door) stranger(format string, args ...any) (Caller, error) {
 	d.metrics.unauthenticated.Inc()
 	return Caller{}, &statusError{fleet.Deniedf(format, args...).WithHint("set FOOTPLATE_TOKEN, or give --token"), http.StatusUnauthorized}

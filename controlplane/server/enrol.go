@@ -27,7 +27,7 @@ func (s *Server) agentCaller(r *http.Request) (Caller, error) {
 		}
 		return s.enrolled(fleet.HostID(passedOn), "")
 	}
-	c, err := s.door.caller(r)
+	c, err := s.caller(r)
 	if err != nil {
 		return Caller{}, err
 	}

@@ -31,7 +31,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	if err := s.ours(r, false); err != nil {
 		return err
 	}
-	c, err := s.door.caller(r)
+	c, err := s.caller(r)
 	if err != nil {
 		return err
 	}

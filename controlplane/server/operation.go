@@ -71,7 +71,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, o *op.Op) error {
 	if err := s.ours(r, false); err != nil {
 		return err
 	}
-	c, err := s.door.caller(r)
+	c, err := s.caller(r)
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (s *Server) env(ctx context.Context, w http.ResponseWriter, r *http.Request
 		return op.Env{}, err
 	}
 	// Again, by the tokens as they are now.
-	c, err := s.door.caller(r)
+	c, err := s.caller(r)
 	if err != nil {
 		return op.Env{}, err
 	}

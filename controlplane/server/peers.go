@@ -22,7 +22,7 @@ func (s *Server) peer(r *http.Request, anonymous bool) error {
 		return fleet.Deniedf("whoever asks has shown no node's certificate: only nodes may ask this").
 			WithHint("footplate tls init makes it; footplate server --tls DIR")
 	}
-	c, err := s.door.caller(r)
+	c, err := s.caller(r)
 	if err != nil {
 		return err
 	}

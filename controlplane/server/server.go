@@ -153,6 +153,7 @@ type Server struct {
 	agents  *agents
 	mux     *http.ServeMux
 
+	strangers                             strangers
 	operations, agentLane, streams, peers *lane
 	openAPI                               []byte
 	readTimeout, writeTimeout             time.Duration
