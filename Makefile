@@ -29,9 +29,10 @@ vet: ## go vet and gofmt
 sim: ## the simulator: make sim SEEDS=1000
 	$(GO) test ./controlplane/sim -run TestSeeds -count 1 -seeds $(SEEDS) -v
 
-soak: need build ## the long runs: thousands of seeds, ROUNDS rounds of each fault on real processes
+soak: need build ## the long runs: thousands of seeds, ROUNDS rounds of each fault on real processes, an hour without Slack and Postgres
 	$(GO) test ./controlplane/sim -run TestSeeds -count 1 -seeds 5000 -timeout 60m
-	FOOTPLATE_ROUNDS=$(ROUNDS) $(GO) test ./cli/footplate -run 'TestAgentKilled|TestHostCutOff|TestLeaderKilled|TestNoQuorum|TestHistory' -count 1 -v -timeout 3h
+	FOOTPLATE_ROUNDS=$(ROUNDS) $(GO) test ./cli/footplate -run 'TestAgentKilled|TestHostCutOff|TestLeaderKilled|TestNoQuorum|TestHistory|TestKilled' -count 1 -v -timeout 3h
+	FOOTPLATE_OUTAGE=1h $(GO) test ./cli/footplate -run 'TestOutage$$' -count 1 -v -timeout 2h
 
 bench: need ## the benchmarks, beside their peers: see BENCHMARKS.md
 	$(GO) test ./controlplane ./controlplane/replica ./cli/footplate -run '^$$' -bench . -benchtime 1x -count 1 -p 1 -timeout 60m
