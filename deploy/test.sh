@@ -11,7 +11,7 @@ plain=$(comm -23 <(sort <<<"$all") <(sort <<<"$race"))
 
 status=0
 # shellcheck disable=SC2086
-$go test -count 1 -timeout 12m $plain || status=1
+$go test -count 1 -timeout 12m -parallel 4 $plain || status=1
 # shellcheck disable=SC2086
 $go test -race -count 1 -timeout 12m $race || status=1
 exit $status

@@ -63,6 +63,7 @@ const (
 
 // TestOperations plays the procedures of OPERATIONS.md on machines with systemd.
 func TestOperations(t *testing.T) {
+	t.Parallel() // it mostly waits
 	if os.Getenv(rehearsing) != "" {
 		play(t)
 		return

@@ -257,6 +257,7 @@ func TestRestore(t *testing.T) {
 // from what it has. The two come back all the same, with their data, and are a
 // majority of the old cluster: they halt, and disturb nobody.
 func TestQuorumLost(t *testing.T) {
+	t.Parallel() // it mostly waits
 	p := startPlant(t, plantConfig{nodes: 3, hosts: 2, slots: 2, fence: "4s", suspect: "2s"})
 	m := newMarks(t)
 	build := p.submit(m, 15)
