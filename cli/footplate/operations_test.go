@@ -139,11 +139,13 @@ type rehearsal struct {
 	tool  string // where ssh, scp and the pids of the machines are
 	slack *slacktest.Server
 	loud  bool
+	newer string // the binary of the upgrade
 }
 
 func play(t *testing.T) {
 	r := &rehearsal{t: t, dir: filepath.Join(t.TempDir(), "desk"), tool: t.TempDir()}
 	began := time.Now()
+	r.newer = r.build("v1.1.0") // the stage has no module cache
 	r.setStage()
 	t.Logf("%s: the machines are up", time.Since(began).Round(100*time.Millisecond))
 	var err error
@@ -159,7 +161,7 @@ func play(t *testing.T) {
 		case "watch":
 			w = r.watch()
 		case "upgrade":
-			r.sh(`cp "$NEW" "$DESK/new" && mv "$DESK/new" "$DESK/footplate"`, "NEW="+r.build("v1.1.0"), "DESK="+r.dir)
+			r.sh(`cp "$NEW" "$DESK/new" && mv "$DESK/new" "$DESK/footplate"`, "NEW="+r.newer, "DESK="+r.dir)
 		}
 		if !r.block(b) {
 			r.journals()

@@ -366,10 +366,10 @@ func (o *outage) lag() map[string]float64 {
 	for _, n := range o.nodes {
 		for name, v := range metricsOf(n) {
 			switch {
-			case strings.HasPrefix(name, "footplate_outbox_lag{"):
-				out["lines"] = max(out["lines"], v)
-			case strings.HasPrefix(name, "footplate_shared_archive_behind{"):
+			case strings.HasPrefix(name, "footplate_outbox_pending{") && strings.Contains(name, `sink="postgres"`):
 				out["entries"] = max(out["entries"], v)
+			case strings.HasPrefix(name, "footplate_outbox_pending{"):
+				out["lines"] = max(out["lines"], v)
 			case strings.HasPrefix(name, "footplate_outbox_depth{"):
 				out["parcels"] = max(out["parcels"], v)
 			}
