@@ -20,7 +20,7 @@ func TestNewerThanTheSlowestNode(t *testing.T) {
 	ops := catalog.All()
 	old := api.Operations(ops.Versions())
 	delete(old, "pool scale")
-	st := api.PeerStatus{Node: "n2", Version: "v0.9", Catalog: "an older one"}
+	st := api.PeerStatus{Node: "n2", Cluster: "c", Version: "v0.9", Catalog: "an older one"}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/v1/peer.status":
