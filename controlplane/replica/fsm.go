@@ -64,7 +64,7 @@ type position struct {
 	// Version is that of the membership: the index of the entry that set it.
 	Version uint64 `json:"version"`
 
-	seen time.Time // when this node applied At
+	seen time.Time // when the entry that set At arrived in this node's log
 }
 
 // fsm adapts a Machine to raft. Raft calls it from one goroutine.
@@ -73,6 +73,7 @@ type fsm struct {
 	before  func(index uint64) error
 	log     *slog.Logger
 	newest  *membership
+	arrived arrivals
 
 	snapshot atomic.Uint64 // index of the newest snapshot
 
@@ -198,8 +199,8 @@ func (f *fsm) applyEntry(pos *position, l *raft.Log) (_ []state.Outcome, err err
 			return nil, err
 		}
 	}
-	// A leader that had not yet applied the end of the log may have stamped an
-	// earlier time on its first entry.
+	// No leader stamps an earlier time than the log holds; a damaged one must not
+	// turn the clock back.
 	batch.At = max(batch.At, pos.At)
 	defer func() {
 		if p := recover(); p != nil {
@@ -214,8 +215,46 @@ func (f *fsm) applyEntry(pos *position, l *raft.Log) (_ []state.Outcome, err err
 	if len(outcomes) != len(batch.Commands) {
 		return nil, fmt.Errorf("%d outcomes for %d commands", len(outcomes), len(batch.Commands))
 	}
-	pos.At, pos.seen = batch.At, time.Now()
+	pos.At, pos.seen = batch.At, f.arrived.of(l.Index)
 	return outcomes, nil
+}
+
+// arrivals are the times at which the entries of the log came to this node, of
+// those that it has not applied yet.
+type arrivals struct {
+	mu   sync.Mutex
+	runs []arrival
+}
+
+type arrival struct {
+	first, last uint64
+	at          time.Time
+}
+
+// note says that the entries from first to last have come. They replace what was
+// in their place.
+func (a *arrivals) note(first, last uint64, at time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for n := len(a.runs); n > 0 && a.runs[n-1].first >= first; n-- {
+		a.runs = a.runs[:n-1]
+	}
+	a.runs = append(a.runs, arrival{first, last, at})
+}
+
+// of returns when the entry at index came, and forgets what is before it: that
+// was applied. Of what was in the log when the node started nothing is known
+// but that it is there now.
+func (a *arrivals) of(index uint64) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for len(a.runs) > 0 && a.runs[0].last < index {
+		a.runs = a.runs[1:]
+	}
+	if len(a.runs) == 0 || a.runs[0].first > index {
+		return time.Now()
+	}
+	return a.runs[0].at
 }
 
 // packing remembers what data, an entry packed by this node, decodes to, until

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -39,7 +40,6 @@ type office struct {
 
 	mu     sync.Mutex
 	clock  StateClock
-	behind bool      // clock is not where the log ends yet
 	last   time.Time // when clock was advanced
 	median time.Time // of the wall clocks, as of looked
 	looked time.Time
@@ -76,6 +76,9 @@ func (o *office) leave() {
 
 func (o *office) serve(before *office) {
 	log := o.r.log.With("term", o.term)
+	if !o.catchUp() {
+		return
+	}
 	o.startClock()
 	if !o.begin() {
 		return
@@ -162,58 +165,61 @@ func (o *office) proposeBegin(try int) error {
 			return err
 		}
 	}
-	// The end of the log is applied by now: what it says of the clock is final.
-	o.startClock()
 	return nil
 }
 
-// startClock sets the clock to where the log left it: plus the time that
-// passed on this node since it applied that, which bridges the gap between two
-// leaders without trust in any wall clock. Where the log left it is known only
-// when all of it is applied: the leader that wrote the rest may have begun its
-// clock anew, behind what has passed here.
+// catchUp waits until all is applied that had a time of its own in the log when
+// this node was elected: only then is it known where the log left the clock. It
+// reports false when the office ended before.
+func (o *office) catchUp() bool {
+	last, err := o.lastStamped(o.r.fsm.position().Index)
+	if err != nil {
+		o.r.fsm.halt(fmt.Errorf("the end of the log cannot be read: %w", err))
+		return false
+	}
+	return o.r.fsm.wait(o.ctx, last) == nil
+}
+
+// startClock sets the clock to where the log left it, plus the time that has
+// passed on this node since that came here: so the gap between two leaders is
+// bridged without trust in any wall clock, however late it was applied, and the
+// clock never gains on the time that has truly passed. What has passed since
+// anything earlier does not count: the leader that wrote the end of the log may
+// have begun its clock anew, behind that.
 func (o *office) startClock() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	pos := o.r.fsm.position()
-	now := time.Now()
-	o.behind = false
-	switch {
-	case pos.At.IsZero() && !o.stampedAfter(0):
-		// The first leader of all: there is no clock to go on from. A node that
-		// has merely not applied its log yet goes on from the log, and not from
-		// its own wall clock, which may be wrong by days.
-		o.clock = StartClock(fleet.TimeOf(now))
-	case pos.At.IsZero(), o.stampedAfter(pos.Index):
-		// What is stamped now is moved on to the end of the log when it is applied.
-		// Until then it says nothing about anybody's wall clock.
-		o.behind = true
-		o.clock = StartClock(o.clock.Now())
-	default:
-		o.clock = StartClock(max(pos.At.Add(fleet.DurationOf(now.Sub(pos.seen))), o.clock.Now()))
+	o.last = time.Now()
+	if pos.At.IsZero() {
+		// The first leader of all: there is no clock to go on from.
+		o.clock = StartClock(fleet.TimeOf(o.last))
+		return
 	}
-	o.last = now
+	o.clock = StartClock(pos.At.Add(fleet.DurationOf(o.last.Sub(pos.seen))))
 }
 
-// stampedAfter reports whether the log may hold something with a time of its
-// own after index: all but memberships and raft's own marks.
-func (o *office) stampedAfter(index uint64) bool {
+// lastStamped returns the index of the last entry in the log that may have a
+// time of its own, which all have but memberships and raft's own marks; or
+// applied, when there is none after that.
+func (o *office) lastStamped(applied uint64) (uint64, error) {
 	logs := o.r.stores.logs
-	begin, err := logs.FirstIndex()
-	if err != nil || begin > index+1 {
-		return true
-	}
 	end, err := logs.LastIndex()
 	if err != nil {
-		return true
+		return 0, err
 	}
-	for i := index + 1; i <= end; i++ {
+	for i := end; i > applied; i-- {
 		var l raft.Log
-		if err := logs.GetLog(i, &l); err != nil || l.Type == raft.LogCommand {
-			return true
+		switch err := logs.GetLog(i, &l); {
+		case errors.Is(err, raft.ErrLogNotFound):
+			return i, nil // in a snapshot that is being restored
+		case err != nil:
+			return 0, err
+		case l.Type == raft.LogCommand:
+			return i, nil
 		}
 	}
-	return false
+	return applied, nil
 }
 
 // now advances the state clock.
@@ -223,7 +229,6 @@ func (o *office) now() fleet.Time {
 	now := time.Now()
 	var median time.Time
 	switch {
-	case o.behind:
 	case o.looked.IsZero() || now.Sub(o.looked) >= offsetsEvery:
 		o.looked = now
 		o.median = o.r.medianWall(now)

@@ -379,6 +379,7 @@ func (r *Replica) start(transport transport) (ra *raft.Raft, err error) {
 	logs := checkedLog{
 		LogStore: r.stores.logs, halt: r.fsm.halt, running: running, newest: r.fsm.newest,
 		applied: func() uint64 { return r.fsm.position().Version },
+		arrived: &r.fsm.arrived,
 	}
 	defer func() {
 		if p := recover(); p != nil {

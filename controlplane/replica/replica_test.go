@@ -879,6 +879,42 @@ func TestLeaderBehindItsLog(t *testing.T) {
 	})
 }
 
+// TestLeaderAppliedLate: what a node had in its log for a while, and applies only
+// when it leads, does not take that while from the state clock.
+func TestLeaderAppliedLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, nil)
+		defer w.stopAll()
+		late := w.nodes[2]
+		if w.leader() == late {
+			if err := late.Transfer(t.Context(), "n1"); err != nil {
+				t.Fatal(err)
+			}
+			w.leader(w.nodes[0])
+		}
+		w.persist("before")
+		synctest.Wait()
+		late.machine.applying = make(chan struct{})
+		w.persist("not applied")
+		synctest.Wait() // until it is in the late node's log as well
+		const while = 20 * time.Second
+		wait := time.NewTimer(while)
+		<-wait.C
+		if err := w.leader().Transfer(t.Context(), "n3"); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the late node's election", func() bool { return late.Status().Role == RoleElected })
+		close(late.machine.applying)
+		w.leader(late)
+		w.persist("after")
+		all := late.machine.all()
+		passed := all[len(all)-1].At.Sub(all[len(all)-3].At) // "leader begin" lies between
+		if off := passed.Std() - while; off < -time.Second || off > time.Second {
+			t.Errorf("%s passed on the state clock, in %s", passed, while)
+		}
+	})
+}
+
 func TestStoppingLeaderHandsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)

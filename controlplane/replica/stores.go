@@ -331,6 +331,7 @@ type checkedLog struct {
 	running *atomic.Bool // raft's goroutines have started
 	newest  *membership
 	applied func() uint64 // version of the membership that was applied
+	arrived *arrivals
 }
 
 // membership is the version of the newest membership in the log, committed or
@@ -399,6 +400,9 @@ func (c checkedLog) StoreLogs(logs []*raft.Log) error {
 		if l.Type == raft.LogConfiguration {
 			c.newest.set(l.Index)
 		}
+	}
+	if len(logs) > 0 {
+		c.arrived.note(logs[0].Index, logs[len(logs)-1].Index, time.Now())
 	}
 	err := c.LogStore.StoreLogs(logs)
 	if err != nil && len(logs) > 0 {
