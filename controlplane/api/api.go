@@ -144,9 +144,10 @@ type Sync struct {
 	Stamp lease.Stamp `json:"stamp"`
 }
 
-// SyncHold is how long the leader holds a sync open at most: well below
-// lease.StartWindow, which counts from the sending of the request.
-const SyncHold = 2 * fleet.Second
+// SyncHold is how long the leader holds a sync open at most. The longer, the
+// less an idle fleet costs. A sync that is too old for an order to start is
+// answered when there is one, and the agent asks again.
+const SyncHold = 8 * fleet.Second
 
 // HeldAttempt is an attempt that an agent holds.
 type HeldAttempt struct {

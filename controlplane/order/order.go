@@ -28,6 +28,10 @@ import (
 
 // The pace of orders.
 const (
+	// Fresh is how old a sync may be that is answered with an order to start: well
+	// below lease.StartWindow, which counts from the sending of the sync. Who sent
+	// an older one is to ask again.
+	Fresh = 2 * fleet.Second
 	// Hold is how long a sync is held open whose answer has an order that the
 	// agent was given before and has not taken; others are held for
 	// api.SyncHold.
@@ -213,13 +217,14 @@ func Due(q *api.Sync, r *api.SyncReply, held fleet.Duration) bool {
 }
 
 // Deliver notes that the orders of r are on their way, and puts its stamp on it.
-// It is called before r is sent. An order that must not be given any more, by
-// what was found since r was made, is taken out.
-func (b *Book) Deliver(v *state.View, r *api.SyncReply, now lease.Mono) {
+// It is called before r is sent, the answer to a sync that was held for so long.
+// An order that must not be given any more, by what was found since r was made,
+// is taken out, and so is one that would come too late to be taken.
+func (b *Book) Deliver(v *state.View, r *api.SyncReply, held fleet.Duration, now lease.Mono) {
 	given := len(r.Start)
 	r.Start = slices.DeleteFunc(r.Start, func(o api.Order) bool {
 		at, ok := v.Attempts.Get(o.Attempt)
-		return !ok || !b.Offers(at, now)
+		return !ok || !b.Offers(at, now) || held > Fresh
 	})
 	if len(r.Start) < given {
 		r.Known = digest(r)

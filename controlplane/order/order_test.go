@@ -97,7 +97,7 @@ func (w *world) answer(q *api.Sync) api.SyncReply {
 		w.t.Fatal("the sync is taken for a late one")
 	}
 	r := Answer(w.view(), q, false, func(at fleet.Attempt) bool { return w.book.Offers(at, w.now) }, 7, nil)
-	w.book.Deliver(w.view(), &r, w.now)
+	w.book.Deliver(w.view(), &r, 0, w.now)
 	return r
 }
 
@@ -214,7 +214,7 @@ func TestVerdictOvertaken(t *testing.T) {
 			if again := Answer(w.view(), w.sync(4, lease.Stamp{}), false, offers, 7, nil); len(again.Start) != 0 {
 				t.Error("it is offered after the verdict")
 			}
-			w.book.Deliver(w.view(), &made, w.now)
+			w.book.Deliver(w.view(), &made, 0, w.now)
 			if len(made.Start) != 0 || made.Known == known {
 				t.Error("it is delivered after the verdict")
 			}
@@ -427,6 +427,22 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// TestLateOrderIsTakenOut: what an old sync would bring too late is left to the
+// next one, and does not count as delivered.
+func TestLateOrderIsTakenOut(t *testing.T) {
+	w := newWorld(t)
+	id := w.assign("")
+	for _, held := range []fleet.Duration{Fresh + 1, Fresh} {
+		r := Answer(w.view(), w.sync(1, lease.Stamp{}), false, func(fleet.Attempt) bool { return true }, 1, nil)
+		given := r.Known
+		w.book.Deliver(w.view(), &r, held, w.now)
+		_, delivered := w.book.Delivered(id)
+		if in := held <= Fresh; len(r.Start) == 1 != in || delivered != in || r.Known == given != in {
+			t.Errorf("held for %s: %+v, delivered %v", held, r, delivered)
+		}
+	}
+}
+
 func TestBookIsTidied(t *testing.T) {
 	w := newWorld(t)
 	live := w.assign("")
@@ -438,7 +454,7 @@ func TestBookIsTidied(t *testing.T) {
 	w.book.Hear(&api.Sync{Host: "gone", Boot: "b", Incarnation: 1, Seq: 3})
 	w.book.Hear(w.sync(3, lease.Stamp{}))
 	r.Start = append(r.Start, api.Order{Attempt: live})
-	w.book.Deliver(w.view(), &r, w.now)
+	w.book.Deliver(w.view(), &r, 0, w.now)
 	if _, ok := w.book.Delivered(live); !ok || len(w.book.delivered) != 1 {
 		t.Errorf("%d deliveries are kept", len(w.book.delivered))
 	}

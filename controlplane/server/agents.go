@@ -23,6 +23,13 @@ const joinsAtOnce = 256
 // it is longer when a look takes long.
 const syncPause = 20 * time.Millisecond
 
+// deposedWithin is how soon the held syncs are let go when this node leads no
+// more: another one may have orders for them.
+const deposedWithin = 250 * time.Millisecond
+
+// syncMost is how long a sync may take.
+const syncMost = 4*time.Second + time.Duration(api.SyncHold)*time.Millisecond
+
 // agents is what this node, while it leads, remembers of its agents.
 type agents struct {
 	mu   sync.Mutex
@@ -43,6 +50,7 @@ type held struct {
 
 type heldSync struct {
 	q    *api.Sync
+	term uint64 // in which it is held
 	mark uint64
 	wake chan struct{}
 }
@@ -69,11 +77,17 @@ func mark(v *state.View, members uint64, q *api.Sync) uint64 {
 	return sum
 }
 
-// hold waits until the answer to q, as it was by v, may have changed, or ctx
-// has ended.
-func (s *Server) hold(ctx context.Context, q *api.Sync, v *state.View) {
+// leads reports whether this node leads, in that term.
+func (s *Server) leads(term uint64) bool {
+	_, now := s.cfg.Replica.Leader()
+	return now == term
+}
+
+// hold waits until the answer to q, as it was by v, may have changed, this node
+// leads no more in term, or ctx has ended.
+func (s *Server) hold(ctx context.Context, q *api.Sync, v *state.View, term uint64) {
 	members, _ := s.cfg.Members()
-	h := &heldSync{q: q, mark: mark(v, members, q), wake: make(chan struct{})}
+	h := &heldSync{q: q, term: term, mark: mark(v, members, q), wake: make(chan struct{})}
 	all := &s.agents.held
 	all.mu.Lock()
 	if all.syncs == nil {
@@ -102,12 +116,14 @@ func (s *Server) hold(ctx context.Context, q *api.Sync, v *state.View) {
 func (s *Server) watchHeld() {
 	all := &s.agents.held
 	for index := uint64(0); ; {
-		wait, cancel := context.WithTimeout(context.Background(), api.SyncHold.Std())
+		wait, cancel := context.WithTimeout(context.Background(), deposedWithin)
 		v, _ := s.cfg.World.WaitView(wait, index)
 		cancel()
+		news := v.Index > index
 		index = v.Index
 		began := time.Now()
 		members, _ := s.cfg.Members()
+		_, term := s.cfg.Replica.Leader()
 		all.mu.Lock()
 		if len(all.syncs) == 0 {
 			all.watching = false
@@ -115,7 +131,7 @@ func (s *Server) watchHeld() {
 			return
 		}
 		for h := range all.syncs {
-			if mark(v, members, h.q) != h.mark {
+			if h.term != term || news && mark(v, members, h.q) != h.mark {
 				close(h.wake)
 				delete(all.syncs, h)
 			}
@@ -265,7 +281,7 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request) error {
 	if err := checkSync(&q); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), syncMost)
 	defer cancel()
 	via := r.Header.Get(api.HeaderVia)
 	if via == "" || len(via) > maxLabel {
@@ -322,11 +338,11 @@ func (s *Server) syncHere(ctx context.Context, q *api.Sync, via string) (api.Syn
 			return ok
 		}, members, nodes)
 		reply.Leader = s.cfg.Node
-		if order.Due(q, &reply, fleet.DurationOf(time.Since(begun))) {
-			if !s.agents.in(term, now, func(b *order.Book) { b.Deliver(v, &reply, s.cfg.Mono()) }) {
+		if held := fleet.DurationOf(time.Since(begun)); order.Due(q, &reply, held) {
+			if !s.agents.in(term, now, func(b *order.Book) { b.Deliver(v, &reply, held, s.cfg.Mono()) }) {
 				return api.SyncReply{}, deposed
 			}
-			if _, now := s.cfg.Replica.Leader(); now != term {
+			if !s.leads(term) {
 				return api.SyncReply{}, deposed
 			}
 			return reply, nil
@@ -336,10 +352,13 @@ func (s *Server) syncHere(ctx context.Context, q *api.Sync, via string) (api.Syn
 			end = begun.Add(order.Hold.Std())
 		}
 		wait, cancel := context.WithDeadline(ctx, end)
-		s.hold(wait, q, v)
+		s.hold(wait, q, v, term)
 		cancel()
 		if ctx.Err() != nil {
 			return api.SyncReply{}, ctx.Err()
+		}
+		if !s.leads(term) {
+			return api.SyncReply{}, deposed
 		}
 	}
 }

@@ -181,10 +181,11 @@ func (o *office) answer(h *heldSync) bool {
 	}
 	now := o.n.mono()
 	reply := order.Answer(o.n.view, h.q, h.leave, func(at fleet.Attempt) bool { return o.book.Offers(at, now) }, version, o.w.addrs())
-	if !order.Due(h.q, &reply, fleet.Duration((o.w.now-h.begun)/ms)) {
+	held := fleet.Duration((o.w.now - h.begun) / ms)
+	if !order.Due(h.q, &reply, held) {
 		return false
 	}
-	o.book.Deliver(o.n.view, &reply, now)
+	o.book.Deliver(o.n.view, &reply, held, now)
 	h.reply(&reply)
 	return true
 }
