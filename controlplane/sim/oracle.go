@@ -34,9 +34,11 @@ type oracle struct {
 	keyOf   map[string]string // by salt, where a weakness has taken the key away
 	shown   []fleet.EntryNo   // what the channel must show, in order
 	setAt   map[string]int64  // by override: when it was set, in true time
-	setFor  map[string]fleet.Duration
-	trees   map[[2]int][]*tree // that live, by build and task
-	passed  map[fleet.AttemptID]fleet.Outcome
+	// replaced is when silent hosts of each pool were replaced lately, in true time.
+	replaced map[fleet.PoolName][]int64
+	setFor   map[string]fleet.Duration
+	trees    map[[2]int][]*tree // that live, by build and task
+	passed   map[fleet.AttemptID]fleet.Outcome
 
 	progressAt int64                    // when a task or a retired build came to its end last
 	endedAt    map[state.Finished]int64 // when it was seen first
@@ -47,7 +49,8 @@ func newOracle(w *world) *oracle {
 	o := &oracle{
 		w: w, st: state.New(),
 		digests: make(map[int]string), effects: make(map[string]int), keyOf: make(map[string]string),
-		setAt: make(map[string]int64), setFor: make(map[string]fleet.Duration),
+		replaced: make(map[fleet.PoolName][]int64),
+		setAt:    make(map[string]int64), setFor: make(map[string]fleet.Duration),
 		trees: make(map[[2]int][]*tree), passed: make(map[fleet.AttemptID]fleet.Outcome),
 		endedAt: make(map[state.Finished]int64), retired: make(map[fleet.BuildID]bool),
 	}
@@ -168,12 +171,17 @@ func (o *oracle) command(e *entry, i int, out state.Outcome, before *state.View)
 		if out.Entry == 0 || !a.Dead {
 			return
 		}
+		var replaced []fleet.PoolName
 		for _, id := range a.Hosts {
 			was, _ := before.Hosts.Get(id)
 			if now, _ := o.view.Hosts.Get(id); now.State == fleet.HostEnding && was.State == fleet.HostReady {
 				o.silent(e, before, id, "replaced")
 				o.mass(before, was.Pool)
+				replaced = append(replaced, was.Pool)
 			}
+		}
+		for _, p := range replaced {
+			o.replaced[p] = append(o.replaced[p], o.w.now)
 		}
 	case catalog.QueuePause.Name:
 		var a catalog.QueuePauseArgs
@@ -348,7 +356,8 @@ func (o *oracle) silent(e *entry, before *state.View, id fleet.HostID, what stri
 	}
 }
 
-// mass checks that no host is replaced while much of its pool is silent.
+// mass checks that no host is replaced while much of its pool is silent, or has
+// just been replaced.
 func (o *oracle) mass(before *state.View, name fleet.PoolName) {
 	pool, _ := before.Pools.Get(name)
 	expected, silent := 0, 0
@@ -363,8 +372,13 @@ func (o *oracle) mass(before *state.View, name fleet.PoolName) {
 		}
 	}
 	b := lease.DefaultBudget()
-	if allowed := max(b.Hosts, expected*b.PoolPerMille/1000); silent > allowed {
-		o.w.broken("P5", "a host of pool %q was replaced while %d of %d were silent; %d are allowed", name, silent, expected, allowed)
+	// The window is one of the state clock, which may run 7% fast.
+	window := int64(b.Window) * ms * 100 / 107
+	o.replaced[name] = slices.DeleteFunc(o.replaced[name], func(at int64) bool { return o.w.now-at >= window })
+	gone := len(o.replaced[name])
+	if allowed := max(b.Hosts, expected*b.PoolPerMille/1000); silent+gone > allowed {
+		o.w.broken("P5", "a host of pool %q was replaced while %d of %d were silent, and %d had just been replaced; %d are allowed",
+			name, silent, expected, gone, allowed)
 	}
 }
 
