@@ -364,7 +364,7 @@ func (a *standIn) sync(n int, conn net.Conn, to string, s api.Sync) {
 	body, _ := json.Marshal(s)
 	answer, status, err := []byte(nil), 0, errUnused
 	if conn != nil {
-		answer, status, err = a.part.exchange(conn, 10*time.Second, "/v1/agent.sync", body)
+		answer, status, err = a.part.exchange(conn, 15*time.Second, "/v1/agent.sync", body)
 	}
 	if errors.Is(err, errUnused) { // as any client of HTTP does
 		if conn != nil {
@@ -378,7 +378,7 @@ func (a *standIn) sync(n int, conn net.Conn, to string, s api.Sync) {
 				conn.Close()
 			}
 			a.mu.Unlock()
-			answer, status, err = a.part.exchange(conn, 10*time.Second, "/v1/agent.sync", body)
+			answer, status, err = a.part.exchange(conn, 15*time.Second, "/v1/agent.sync", body)
 		}
 	}
 	var reply *api.SyncReply

@@ -51,9 +51,10 @@ const (
 	// step, and the loops do not stand in the way of whoever makes the changes.
 	StepEvery = 5 * time.Millisecond
 	// With ten thousand hosts a step takes longer than that: then the next waits
-	// for stepShare times as long, at most for stepMost.
+	// for stepShare times as long: on a machine that is too small for its fleet the
+	// loops must not take from the raft that they need.
 	stepShare = 4
-	stepMost  = 50 * time.Millisecond
+	stepMost  = TickEvery
 	// DeliverEvery is the pause between two deliveries: what came meanwhile goes
 	// with the next, and an action's line does not get in the way of the next
 	// action.
