@@ -172,6 +172,24 @@ func (s *Server) agent(r *http.Request) (Caller, error) {
 	return s.agentCaller(r)
 }
 
+// said reads what an agent says of its host, in at most so many bytes, and
+// refuses what it may not say.
+func said[T any](s *Server, w http.ResponseWriter, r *http.Request, most int64, host func(*T) fleet.HostID) (T, error) {
+	var said T
+	c, err := s.agent(r)
+	if err != nil {
+		return said, err
+	}
+	body, err := readBody(w, r, most)
+	if err != nil {
+		return said, err
+	}
+	if err := decode(body, &said); err != nil {
+		return said, err
+	}
+	return said, s.speaksFor(c, host(&said))
+}
+
 // agentCluster tells an agent of which cluster this is, and in which recovery
 // epoch: it names it in all else that it says.
 func (s *Server) agentCluster(w http.ResponseWriter, r *http.Request) error {
@@ -186,19 +204,8 @@ func (s *Server) agentCluster(w http.ResponseWriter, r *http.Request) error {
 
 // beat acknowledges that an agent is alive: from memory, at once.
 func (s *Server) beat(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.agent(r)
+	b, err := said(s, w, r, maxBody, func(b *api.Beat) fleet.HostID { return b.Host })
 	if err != nil {
-		return err
-	}
-	body, err := readBody(w, r, maxBody)
-	if err != nil {
-		return err
-	}
-	var b api.Beat
-	if err := decode(body, &b); err != nil {
-		return err
-	}
-	if err := s.speaksFor(c, b.Host); err != nil {
 		return err
 	}
 	if err := checkAgent(b.Host, b.Boot); err != nil {
@@ -263,19 +270,8 @@ var outcomes = []fleet.Outcome{fleet.Passed, fleet.Failed, fleet.TimedOut, fleet
 
 // sync hears what an agent holds, and answers with what it shall do.
 func (s *Server) sync(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.agent(r)
+	q, err := said(s, w, r, maxLogsBody, func(q *api.Sync) fleet.HostID { return q.Host })
 	if err != nil {
-		return err
-	}
-	body, err := readBody(w, r, maxLogsBody)
-	if err != nil {
-		return err
-	}
-	var q api.Sync
-	if err := decode(body, &q); err != nil {
-		return err
-	}
-	if err := s.speaksFor(c, q.Host); err != nil {
 		return err
 	}
 	if err := checkSync(&q); err != nil {

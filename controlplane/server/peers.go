@@ -173,19 +173,8 @@ func (s *Server) peerEntries(w http.ResponseWriter, r *http.Request) error {
 // takeLogs puts chunks of an agent's logs on this node's disk, and answers when
 // they are there.
 func (s *Server) takeLogs(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.agent(r)
+	q, err := said(s, w, r, maxLogsBody, func(q *api.Chunks) fleet.HostID { return q.Host })
 	if err != nil {
-		return err
-	}
-	body, err := readBody(w, r, maxLogsBody)
-	if err != nil {
-		return err
-	}
-	var q api.Chunks
-	if err := decode(body, &q); err != nil {
-		return err
-	}
-	if err := s.speaksFor(c, q.Host); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
