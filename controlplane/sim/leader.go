@@ -14,6 +14,7 @@ import (
 	"footplate/controlplane/state"
 	"footplate/fleet"
 	"footplate/fleet/lease"
+	"footplate/fleet/queue"
 )
 
 // office is the leadership of one node in one term, for as long as the node
@@ -360,13 +361,19 @@ func (o *office) promote(now fleet.Time, v *state.View) []state.Command {
 		return loop.Promote(now, v)
 	}
 	var out []state.Command
-	var last fleet.OrgName
-	for lane := range v.Lanes() {
-		if lane.Org == last {
+	for name, org := range v.Orgs.All() {
+		var next fleet.Build
+		for lane := range v.LanesOf(name) {
+			b, _ := v.Builds.Get(lane.Build)
+			_, gated := v.Gated(fleet.GatePromotion, b.Org, b.Pool)
+			if !gated && (next.ID == 0 || b.Priority > next.Priority || b.Priority == next.Priority && b.ID < next.ID) {
+				next = b
+			}
+		}
+		if next.ID == 0 || !queue.Fits(v.SlotsOf(name), org.Slots, next.Unfinished()) {
 			continue
 		}
-		last = lane.Org
-		raw, err := catalog.BuildPromote.Encode(catalog.BuildPromoteArgs{Org: lane.Org, Count: 1000})
+		raw, err := catalog.BuildPromote.Encode(catalog.BuildPromoteArgs{Org: name, Count: 1000})
 		if err != nil {
 			panic(err)
 		}
