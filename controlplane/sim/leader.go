@@ -23,7 +23,9 @@ type office struct {
 	w    *world
 	n    *node
 	term uint64
-	open bool // "leader begin" is applied
+	upto int  // what is in the log up to here has to be applied before the clock starts
+	told bool // "leader begin" is proposed
+	open bool // it is applied
 	over bool
 
 	clock replica.StateClock
@@ -65,9 +67,24 @@ func newOffice(n *node) *office {
 	}
 	n.office = o
 	n.heard(n.end)
+	for o.upto = n.stored; o.upto > n.applied && o.w.log[o.upto-1].mark(); o.upto-- {
+	}
+	o.append(0, nil)
+	o.replicate()
+	o.catchUp()
+	return o
+}
+
+// catchUp begins when the log is applied, as package replica does: only then is it
+// known where the log left the clock.
+func (o *office) catchUp() {
+	weak := o.w.cfg.Weak == WallStart && o.n.lastAt.IsZero() || o.w.cfg.Weak == LateStart && !o.n.lastAt.IsZero()
+	if o.told || o.n.applied < o.upto && !weak {
+		return
+	}
+	o.told = true
 	o.startClock()
 	o.begin(1)
-	return o
 }
 
 // after does do while the office lasts.
@@ -102,7 +119,6 @@ func (o *office) begin(try int) {
 // enter starts what a leader does by itself.
 func (o *office) enter() {
 	o.open = true
-	o.startClock()
 	o.setUp()
 	o.loops = []*runner{
 		{o: o, name: fleet.LoopPromote, step: pure(o, o.promote)},
@@ -212,13 +228,7 @@ func (o *office) flush() {
 		}
 		commands[i] = b
 	}
-	data := state.EncodeBatch(o.now(), commands)
-	batch, err := state.DecodeBatch(data)
-	if err != nil {
-		panic(err)
-	}
-	w.log = append(w.log, &entry{o.term, data, batch, w.now, o.n.end})
-	o.n.stored = len(w.log)
+	o.append(o.now(), commands)
 	if w.cfg.Weak == NoPermanence {
 		for i, p := range of {
 			if p.c.By == person {
@@ -229,6 +239,18 @@ func (o *office) flush() {
 	}
 	o.pending = append(o.pending, inFlight{len(w.log), of})
 	o.replicate()
+}
+
+// append makes an entry of the log.
+func (o *office) append(at fleet.Time, commands [][]byte) {
+	w := o.w
+	data := state.EncodeBatch(at, commands)
+	batch, err := state.DecodeBatch(data)
+	if err != nil {
+		panic(err)
+	}
+	w.log = append(w.log, &entry{o.term, data, batch, w.now, o.n.end})
+	o.n.store(len(w.log))
 }
 
 // applied hands out the outcomes of one log entry.
@@ -247,7 +269,11 @@ func (o *office) applied(index int, a op.Applied) {
 
 // published wakes who waits for a newer view.
 func (o *office) published() {
-	if o.over || !o.open {
+	if o.over {
+		return
+	}
+	o.catchUp()
+	if !o.open {
 		return
 	}
 	for _, r := range o.loops {
@@ -256,21 +282,16 @@ func (o *office) published() {
 	o.look()
 }
 
-// startClock sets the state clock to where the log left it, as replica does. A
-// node may lead before it has applied its log: what it stamps on "leader begin"
-// must then be no later than the end of the log, which its own clock, started
-// from what it has applied, might be by the length of a gap between leaders.
+// startClock sets the state clock to where the log left it, and adds what has
+// passed since that came here, as package replica does.
 func (o *office) startClock() {
-	now := o.n.mono()
-	switch {
-	case o.n.applied < o.n.stored && o.w.cfg.Weak != WallStart:
-		o.clock = replica.StartClock(o.clock.Now())
-	case o.n.lastAt.IsZero():
+	o.read = o.n.mono()
+	if o.n.lastAt.IsZero() {
 		o.clock = replica.StartClock(o.n.wallNow())
-	default:
-		o.clock = replica.StartClock(max(o.n.lastAt.Add(now.Sub(o.n.seen)), o.clock.Now()))
+		return
 	}
-	o.read = now
+	o.clock = replica.StartClock(o.n.lastAt.Add(o.read.Sub(o.n.seen)))
+	o.w.oracle.resumed(o)
 }
 
 // epoch is when the world began, on a wall clock that is right.

@@ -29,6 +29,10 @@ type entry struct {
 	by    int   // the leader that made it
 }
 
+// mark reports whether the entry is raft's own: the first of a term, by which
+// what is before it is committed. It has no time.
+func (e *entry) mark() bool { return len(e.batch.Commands) == 0 }
+
 // node is a node of the control plane. What is on its disk survives a crash.
 type node struct {
 	process
@@ -46,9 +50,10 @@ type node struct {
 	st      *state.State
 	view    *state.View
 	applied int
+	came    []int64    // by entry that is stored: when, in true time
 	known   int        // committed, as far as it has heard
 	lastAt  fleet.Time // the state clock of what was applied last
-	seen    lease.Mono // when that was
+	seen    lease.Mono // when that came
 	lag     bool       // it applies late
 	heardAt int64      // a leader
 	patient int64      // for how long it waits for one
@@ -56,6 +61,9 @@ type node struct {
 	witness *lease.Witness
 	office  *office
 }
+
+// unknown is when an entry came that a node had when it started.
+const unknown = -1
 
 // version is the one membership that there is.
 const version = 1
@@ -89,7 +97,9 @@ func (n *node) boot() {
 		}
 		n.st, n.applied, n.known, n.lastAt = st, n.snapAt, n.snapAt, st.Clock
 	}
+	n.came = slices.Repeat([]int64{unknown}, n.stored)
 	n.view = n.st.Publish()
+	n.w.oracle.heard[n.end] = n.w.now
 	n.witness = lease.NewWitness(n.id, version, n.mono())
 	n.heard(-1)
 	n.tick()
@@ -149,6 +159,7 @@ func (n *node) campaign() {
 	w.log = w.log[:n.stored]
 	for _, m := range w.nodes {
 		m.stored = min(m.stored, len(w.log))
+		m.came = m.came[:min(len(m.came), m.stored)]
 		if m != n && w.reach(n.end, m.end) {
 			m.term = w.term
 			m.heard(n.end)
@@ -156,6 +167,21 @@ func (n *node) campaign() {
 	}
 	n.term = w.term
 	newOffice(n)
+	if w.now < w.stormTill {
+		w.after(w.between(0, 400*ms), func() {
+			if n.office != nil && !w.healed {
+				w.fall(n)
+			}
+		})
+	}
+}
+
+// store has log[:upto] on the disk from now on.
+func (n *node) store(upto int) {
+	for n.stored < upto {
+		n.stored++
+		n.came = append(n.came, n.w.now)
+	}
 }
 
 // apply applies what is committed, up to log[:to].
@@ -169,7 +195,17 @@ func (n *node) apply(to int) {
 			w.broken("P13", "node %s halts at log entry %d: %s", n.id, n.applied, err)
 			return
 		}
-		n.lastAt, n.seen = max(n.lastAt, e.batch.At), n.mono()
+		came := n.came[n.applied-1]
+		if came == unknown {
+			came = w.now
+		}
+		if !e.mark() {
+			n.lastAt, n.seen = max(n.lastAt, e.batch.At), n.clock.read(came)
+			if w.cfg.Weak == SeenLate {
+				n.seen = n.mono()
+			}
+			w.oracle.heard[n.end] = came
+		}
 		w.oracle.compare(n, applied)
 		if n.applied%200 == 0 && w.chance(500) {
 			n.snapshot()
@@ -230,7 +266,7 @@ func (o *office) replicate() {
 			f.term = o.term
 			f.heard(n.end)
 			if real && w.term == o.term {
-				f.stored = max(f.stored, min(upto, len(w.log)))
+				f.store(min(upto, len(w.log)))
 				f.known = max(f.known, min(commit, f.stored))
 				if !f.lag || w.chance(60) {
 					f.apply(f.known)

@@ -24,12 +24,18 @@ type oracle struct {
 	view  *state.View
 	index int
 
+	ends     []fleet.Time // the state clock after each entry of the log
+	since    fleet.Time   // that after the first
+	ahead    int64        // the least that it was ahead of the fastest that may be
+	heard    []int64      // by node: when the last entry came that it has applied, or it started
+	opened   fleet.Time   // the clock of the newest leader when it began, at openedAt
+	openedAt int64
+	term     uint64 // of that leader
+
 	digests map[int]string
-	hashes  []string   // of entries, by number less 1
-	keys    []string   // of entries
-	head    string     // of the chain
-	since   fleet.Time // the state clock at sinceAt
-	sinceAt int64
+	hashes  []string          // of entries, by number less 1
+	keys    []string          // of entries
+	head    string            // of the chain
 	effects map[string]int    // by principal and key: how often a command had an effect
 	keyOf   map[string]string // by salt, where a weakness has taken the key away
 	shown   []fleet.EntryNo   // what the channel must show, in order
@@ -52,6 +58,7 @@ func newOracle(w *world) *oracle {
 		replaced: make(map[fleet.PoolName][]int64),
 		setAt:    make(map[string]int64), setFor: make(map[string]fleet.Duration),
 		trees: make(map[[2]int][]*tree), passed: make(map[fleet.AttemptID]fleet.Outcome),
+		heard:   make([]int64, len(w.nodes)),
 		endedAt: make(map[state.Finished]int64), retired: make(map[fleet.BuildID]bool),
 	}
 	o.view = o.st.Publish()
@@ -88,14 +95,46 @@ func (o *oracle) apply(e *entry) {
 	o.bounds()
 }
 
-// clock checks that the state clock runs no faster than it may: true time, a
-// clock's 1% and the slew of 5%. Slower it may be.
+// The pace of the state clock: true time, a clock's 1% and the slew of 5%, either
+// way; and what is lost where milliseconds are cut off.
+const (
+	fastest  = 107 // percent
+	slowest  = 93
+	rounding = 10 * ms
+)
+
+// clock checks that the state clock runs no faster than it may between any two
+// entries, and no slower while one node leads.
 func (o *oracle) clock(e *entry) {
-	if o.since.IsZero() {
-		o.since, o.sinceAt = o.view.Clock, e.at
+	o.ends = append(o.ends, o.view.Clock)
+	if e.mark() {
+		return
 	}
-	if ran, may := o.view.Clock.Sub(o.since), seconds((e.at-o.sinceAt)*107/100)+fleet.Second; ran > may {
-		o.w.broken("P5", "the state clock ran %s in %.1f s", ran, float64(e.at-o.sinceAt)/1e9)
+	if e.term == o.term {
+		if ran, must := o.view.Clock.Sub(o.opened), seconds((e.at-o.openedAt)*slowest/100-rounding); ran < must {
+			o.w.broken("clock", "the state clock ran %s in %.3f s of one leader", ran, float64(e.at-o.openedAt)/1e9)
+		}
+	}
+	ahead := int64(o.view.Clock.Sub(epoch))*ms - e.at*fastest/100
+	if o.since.IsZero() {
+		o.since, o.ahead = o.view.Clock, ahead
+	}
+	if ahead > o.ahead+rounding {
+		o.w.broken("P5", "the state clock ran %.3f s faster than it may", float64(ahead-o.ahead)/1e9)
+	}
+	o.ahead = min(o.ahead, ahead)
+}
+
+// resumed checks that a new leader's clock goes on from where the log left it,
+// with all that has passed since the end of the log came to that node. With each
+// leader the state clock so falls behind by no more than what the last entry took
+// from its stamp to the next leader's disk, or, if that node was started since, to
+// its state.
+func (o *oracle) resumed(l *office) {
+	w, n := o.w, l.n
+	o.opened, o.openedAt, o.term = l.clock.Now(), w.now, l.term
+	if ran, must := o.opened.Sub(o.ends[n.applied-1]), seconds((w.now-o.heard[n.end])*slowest/100-rounding); ran < must {
+		w.broken("clock", "%s goes on %s after the end of the log, which came to it %.3f s ago", n.id, ran, float64(w.now-o.heard[n.end])/1e9)
 	}
 }
 

@@ -201,7 +201,7 @@ func (w *world) leaderFault() {
 	if w.leader >= 0 && w.chance(700) {
 		n = w.nodes[w.leader]
 	}
-	switch w.pick(4) {
+	switch w.pick(5) {
 	case 0, 1:
 		w.restart(n, w.between(100*ms, 15*sec))
 	case 2:
@@ -215,6 +215,26 @@ func (w *world) leaderFault() {
 		}
 	case 3:
 		w.stopNode(n)
+	case 4:
+		d := w.between(3*sec, 25*sec)
+		w.note("leaders fall as they begin, for %.1f s", float64(d)/1e9)
+		w.stormTill = max(w.stormTill, w.now+d)
+		w.fall(n)
+	}
+}
+
+// fall ends a leader that has just begun, or is about to.
+func (w *world) fall(n *node) {
+	switch w.pick(3) {
+	case 0:
+		w.restart(n, w.between(100*ms, 3*sec))
+	case 1:
+		for _, m := range w.nodes {
+			w.cut(n.end, m.end, 2*sec)
+			w.cut(m.end, n.end, 2*sec)
+		}
+	case 2:
+		n.stop(w.between(500*ms, 3*sec))
 	}
 }
 
@@ -356,6 +376,7 @@ func (w *world) silenceFault() {
 func (w *world) heal() {
 	w.note("all faults are over")
 	w.healed = true
+	w.stormTill = 0
 	w.cuts = make(map[[2]int]int)
 	w.loss, w.dup, w.slow = 0, 0, 0
 	w.cloud.failing, w.cloud.slow = 0, 0

@@ -29,7 +29,8 @@
 // # What is modelled
 //
 // Consensus: one log. A leader appends; a follower that is reached stores; what
-// a majority has stored is committed, by the leader of the same term alone.
+// a majority has stored is committed, by the leader of the same term alone, whose
+// first entry is raft's own mark.
 // Votes go to who has everything that the voter has, and not while a leader is
 // heard. What the new leader has not stored is cut off. A deposed leader goes on
 // believing until it hears of the new term or misses a majority's answers for a
@@ -53,7 +54,7 @@
 // confirmation (they are the door's), the archive and sinks other than the
 // console's channel, the size of log entries, Try before a proposal, the
 // watchdog of the loops. Of a leader's clock replica.StateClock is real, and when
-// it is set is mirrored (office.startClock).
+// it is set is mirrored (office.catchUp, and node.apply for what that goes by).
 //
 // Beside the promises, the world must come to rest when the faults are over. How
 // long that takes depends on how much is left to do, which a pool of one slot
@@ -111,6 +112,8 @@ const (
 	NoMajority    Weakness = "the leader's own silence is enough"
 	NoPermanence  Weakness = "acknowledged before it is committed"
 	WallStart     Weakness = "a leader that has applied nothing yet begins at its wall clock"
+	LateStart     Weakness = "a leader that has not applied its log begins at its own clock"
+	SeenLate      Weakness = "what passed before a log entry was applied is forgotten"
 	NoGuard       Weakness = "silent hosts are replaced whatever their number"
 	NoMark        Weakness = "promotion goes by the plans alone"
 )

@@ -93,6 +93,8 @@ func TestWeakenedRulesAreCaught(t *testing.T) {
 		{NoMajority, Partition, []string{"P2", "P5"}},
 		{NoPermanence, LeaderChange, []string{"P1"}},
 		{WallStart, Clocks, []string{"P5"}},
+		{LateStart, LeaderChange, []string{"P5"}},
+		{SeenLate, LeaderChange, []string{"clock"}},
 		{NoGuard, Silence, []string{"P5"}},
 		{NoMark, None, []string{"idle"}},
 	} {

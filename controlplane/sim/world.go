@@ -51,12 +51,13 @@ type world struct {
 	term   uint64
 	leader int // the node that leads term; -1 for none
 
-	oracle   *oracle
-	cloud    *cloud
-	machines []*machine // by endpoint less the number of nodes
-	people   *people
-	healed   bool
-	retires  bool // finished builds leave the state after a minute
+	oracle    *oracle
+	cloud     *cloud
+	machines  []*machine // by endpoint less the number of nodes
+	people    *people
+	healed    bool
+	stormTill int64 // every leader falls soon after its election
+	retires   bool  // finished builds leave the state after a minute
 }
 
 type event struct {
