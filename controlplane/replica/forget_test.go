@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -239,6 +240,46 @@ func TestScrubInLastCommit(t *testing.T) {
 		}
 	}
 	if err := errors.Join(s.Close(), meta.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFollowerAsksForForgotten: a follower that was away is behind what the leader
+// has dropped and overwritten. Raft must hear that it is not there, and sends a
+// snapshot; that it could not be read halted the leader, and then the next one.
+func TestFollowerAsksForForgotten(t *testing.T) {
+	dir := t.TempDir()
+	s, _, err := openStores(dir, Cluster{ID: "c"}, diskConfig(dir).Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	together(t, s.logs, 1, 6)
+	together(t, s.logs, 7, 7)
+	together(t, s.logs, 8, 8)
+	logs := checkedLog{
+		LogStore: s.logs, running: new(atomic.Bool), newest: new(membership), applied: func() uint64 { return 0 },
+		halt: func(err error) error {
+			t.Errorf("it halts: %v", err)
+			return err
+		},
+	}
+	if err := logs.DeleteRange(1, 4); err != nil {
+		t.Fatal(err)
+	}
+	for _, scrubbed := range []bool{false, true} {
+		if scrubbed {
+			if done, err := scrubLog(filepath.Join(dir, logDir), 5); err != nil || !done {
+				t.Fatal(done, err)
+			}
+		}
+		for i := uint64(1); i <= 8; i++ {
+			var l raft.Log
+			if err := logs.GetLog(i, &l); i < 5 && !errors.Is(err, raft.ErrLogNotFound) || i >= 5 && err != nil {
+				t.Errorf("overwritten: %v; entry %d: %v", scrubbed, i, err)
+			}
+		}
+	}
+	if err := s.close(); err != nil {
 		t.Fatal(err)
 	}
 }

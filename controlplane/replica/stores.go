@@ -376,6 +376,11 @@ func (c checkedLog) IsMonotonic() bool {
 // GetLog implements raft.LogStore.
 func (c checkedLog) GetLog(index uint64, l *raft.Log) error {
 	err := c.LogStore.GetLog(index, l)
+	// raft-wal goes on reading what was dropped from the file that it writes to,
+	// and Forget has overwritten that. Looked at afterwards: it may go meanwhile.
+	if first, e := c.FirstIndex(); e == nil && index < first {
+		return raft.ErrLogNotFound
+	}
 	if err == nil && l.Index != index {
 		err = fmt.Errorf("entry %d is there instead", l.Index)
 	}
