@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 	"footplate/bot/slack/slacktest"
 	"footplate/controlplane/archive/postgres/postgrestest"
 	"footplate/controlplane/catalog"
+	"footplate/controlplane/op"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -23,9 +27,13 @@ import (
 // eraseWithin is what OPERATIONS.md promises of an erasure while all is well.
 const eraseWithin = 30 * time.Second
 
-// TestEraseEverywhere: after audit erase what leaked is in no file of any node, in
-// no table of PostgreSQL and in no message in Slack, within a bounded time.
-func TestEraseEverywhere(t *testing.T) {
+// leak is a plant with PostgreSQL and Slack, in which secretWord gets out.
+type leak struct {
+	*record
+	slack *slacktest.Server
+}
+
+func startLeak(t *testing.T) *leak {
 	pg, err := postgrestest.New()
 	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
 		t.Skip(err)
@@ -40,16 +48,71 @@ func TestEraseEverywhere(t *testing.T) {
 	}
 	t.Cleanup(s.Close)
 	url := pg.URL(pg.Database(t))
-	t.Setenv("FOOTPLATE_POSTGRES_URL", url)
 	r := &record{pg: pg, url: url, plant: startPlant(t, plantConfig{
 		nodes: 3, hosts: 0, slots: 1, fence: "10s", suspect: "5s",
 		env: []string{
 			slack.EnvBotToken + "=" + slacktest.BotToken, slack.EnvAppToken + "=" + slacktest.AppToken,
-			slack.EnvChannel + "=" + opsChannel, slack.EnvAPIURL + "=" + s.URL(),
+			slack.EnvChannel + "=" + opsChannel, slack.EnvAPIURL + "=" + s.URL(), envPostgres + "=" + url,
 		},
 	})}
 	r.must("access", "grant", "slack:"+slacktest.Team+"/U0ALICE", "operator")
 	r.wait(60*time.Second, "the bot in Slack", func() bool { return s.Sockets() >= 2 })
+	return &leak{r, s}
+}
+
+// posted returns how many messages of the bot have it.
+func (l *leak) posted() (found int) {
+	for _, m := range l.slack.Messages(opsChannel) {
+		if m.Bot && (strings.Contains(m.Text, secretWord) || bytes.Contains(m.Blocks, []byte(secretWord))) {
+			found++
+		}
+	}
+	return found
+}
+
+// files returns the files of a node that have it.
+func (l *leak) files(t *testing.T, n *node) []string {
+	return filesWith(t, filepath.Join(l.dir, n.name), secretWord)
+}
+
+// holders returns where it is.
+func (l *leak) holders(t *testing.T) (where []string) {
+	for _, n := range l.nodes {
+		where = append(where, l.files(t, n)...)
+	}
+	return append(where, l.shared(t)...)
+}
+
+// shared returns where it is outside of the nodes.
+func (l *leak) shared(t *testing.T) (where []string) {
+	l.postgres(t, func(ctx context.Context, c *pgx.Conn) {
+		var count int
+		if err := c.QueryRow(ctx, "SELECT count(*) FROM footplate.entries e WHERE e::text LIKE '%' || $1 || '%'", secretWord).Scan(&count); err != nil {
+			t.Fatal(err)
+		}
+		if count > 0 {
+			where = append(where, "postgres")
+		}
+	})
+	if n := l.posted(); n > 0 {
+		where = append(where, fmt.Sprintf("%d messages in Slack", n))
+	}
+	return where
+}
+
+// everywhere fails the test when it has not got out to every place.
+func (l *leak) everywhere(t *testing.T) {
+	t.Helper()
+	if all := strings.Join(l.holders(t), " "); !strings.Contains(all, "postgres") || !strings.Contains(all, "Slack") || !strings.Contains(all, ".wal") {
+		t.Fatalf("it has leaked to %s alone", all)
+	}
+}
+
+// TestEraseEverywhere: after audit erase what leaked is in no file of any node, in
+// no table of PostgreSQL and in no message in Slack, within a bounded time.
+func TestEraseEverywhere(t *testing.T) {
+	r := startLeak(t)
+	s := r.slack
 
 	// It leaks by the shell, and by a mention in a channel.
 	// The bot cannot edit what alice wrote: she deletes that herself.
@@ -61,41 +124,12 @@ func TestEraseEverywhere(t *testing.T) {
 		return r.json(&leaks, "audit", "search", "--text", secretWord) == nil && len(leaks) == 2
 	})
 	r.must("org", "set", "after", "--reason", "unrelated too")
-	posted := func() (found int) {
-		for _, m := range s.Messages(opsChannel) {
-			if m.Bot && (strings.Contains(m.Text, secretWord) || bytes.Contains(m.Blocks, []byte(secretWord))) {
-				found++
-			}
-		}
-		return found
-	}
 	// The two lines may stand in one post.
 	r.wait(60*time.Second, "it to be in Slack, and the answer", func() bool {
-		return posted() > 0 && inChannel(s, "unrelated too") && strings.Count(transcript(s), `made org "from-slack"`) == 2
+		return r.posted() > 0 && inChannel(s, "unrelated too") && strings.Count(transcript(s), `made org "from-slack"`) == 2
 	})
 	r.delivered()
-	holders := func() (where []string) {
-		for _, n := range r.nodes {
-			where = append(where, filesWith(t, filepath.Join(r.dir, n.name), secretWord)...)
-		}
-		r.postgres(t, func(ctx context.Context, c *pgx.Conn) {
-			var count int
-			if err := c.QueryRow(ctx, "SELECT count(*) FROM footplate.entries e WHERE e::text LIKE '%' || $1 || '%'", secretWord).Scan(&count); err != nil {
-				t.Fatal(err)
-			}
-			if count > 0 {
-				where = append(where, "postgres")
-			}
-		})
-		if n := posted(); n > 0 {
-			where = append(where, fmt.Sprintf("%d messages in Slack", n))
-		}
-		return where
-	}
-	before := holders()
-	if all := strings.Join(before, " "); !strings.Contains(all, "postgres") || !strings.Contains(all, "Slack") || !strings.Contains(all, ".wal") {
-		t.Fatalf("it has leaked to %s alone", all)
-	}
+	r.everywhere(t)
 
 	began := time.Now()
 	for _, l := range leaks {
@@ -104,12 +138,12 @@ func TestEraseEverywhere(t *testing.T) {
 			t.Errorf("audit erase says %s", out)
 		}
 	}
-	left := holders()
+	left := r.holders(t)
 	for len(left) > 0 {
 		if time.Since(began) > eraseWithin {
 			t.Fatalf("after %s what was erased is still in %v", eraseWithin, left)
 		}
-		left = holders()
+		left = r.holders(t)
 	}
 	t.Logf("erased everywhere after %s", time.Since(began).Round(100*time.Millisecond))
 	for _, l := range leaks {
@@ -155,8 +189,94 @@ func TestEraseEverywhere(t *testing.T) {
 		_, _, code := r.run("audit", "verify", "--peers")
 		return code == 0
 	})
-	if left := holders(); len(left) > 0 {
+	if left := r.holders(t); len(left) > 0 {
 		t.Errorf("after a restart what was erased is in %v", left)
+	}
+}
+
+// TestEraseUnderFaults: a node is away when something is erased, the leader is
+// killed the moment that this is acknowledged, and people go on submitting builds.
+// It goes all the same: from the nodes that are there and what they share as soon
+// as two of three are, and from the third when that is back.
+func TestEraseUnderFaults(t *testing.T) {
+	t.Parallel() // it mostly waits
+	r := startLeak(t)
+	r.must("org", "set", "acme", "--reason", "it is "+secretWord)
+	var leaks []catalog.EntryRow
+	if err := r.json(&leaks, "audit", "search", "--text", secretWord); err != nil || len(leaks) != 1 {
+		t.Fatalf("%d entries leak: %v", len(leaks), err)
+	}
+	entry := fmt.Sprint(leaks[0].N)
+	r.wait(60*time.Second, "it to be in Slack", func() bool { return r.posted() > 0 })
+	r.delivered()
+	r.everywhere(t)
+
+	var stop atomic.Bool
+	var submitted atomic.Int64
+	var load sync.WaitGroup
+	t.Cleanup(func() { stop.Store(true); load.Wait() })
+	for range 2 {
+		load.Go(func() {
+			for !stop.Load() {
+				if _, _, code := r.run("build", "submit", "--org", "demo", "--pool", "local", "--run", "true"); code == 0 {
+					submitted.Add(1)
+				}
+			}
+		})
+	}
+	grows := func() {
+		before := submitted.Load()
+		r.wait(60*time.Second, "the load", func() bool { return submitted.Load() > before+2 })
+	}
+	grows()
+	leader := r.leader()
+	var away *node
+	for _, n := range r.nodes {
+		if n != leader {
+			away = n
+		}
+	}
+	r.kill(away)
+	if len(r.files(t, away)) == 0 {
+		t.Fatal("the node that goes away does not have it")
+	}
+	grows()
+	r.must("audit", "erase", entry, "--field", "reason", "--field", "args", "--field", "text", "--reason", "leak", "--yes")
+	r.kill(leader)
+	if len(r.files(t, leader)) == 0 {
+		t.Log("the leader had forgotten it before it was killed")
+	}
+	began := time.Now()
+	r.start(leader)
+	r.wait(eraseWithin, "it to be gone from who is there", func() bool {
+		left := r.shared(t)
+		for _, n := range r.nodes {
+			if n != away {
+				left = append(left, r.files(t, n)...)
+			}
+		}
+		return len(left) == 0
+	})
+	t.Logf("gone from who was there %s after the leader started again", time.Since(began).Round(100*time.Millisecond))
+	if len(r.files(t, away)) == 0 {
+		t.Fatal("it is gone from a node that was away")
+	}
+
+	began = time.Now()
+	r.start(away)
+	r.wait(eraseWithin, "it to be gone from the node that was away", func() bool { return len(r.files(t, away)) == 0 })
+	t.Logf("gone from the node that was away %s after it was back, with %d builds submitted", time.Since(began).Round(100*time.Millisecond), submitted.Load())
+	grows()
+	stop.Store(true)
+	load.Wait()
+	r.wait(eraseWithin, "audit show to say that it is gone", func() bool {
+		var d catalog.EntryDetail
+		return r.json(&d, "audit", "show", entry) == nil && len(d.Erasure) == 5 &&
+			!slices.ContainsFunc(d.Erasure, func(at op.ErasedAt) bool { return !at.Done })
+	})
+	r.delivered()
+	if left := r.holders(t); len(left) > 0 {
+		t.Errorf("it is back in %v", left)
 	}
 }
 
