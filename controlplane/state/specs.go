@@ -102,13 +102,14 @@ func (v *View) dumpBuilds(name string, emit func(table string, row any) error) e
 // specLoader puts the builds of a snapshot and their specs together again.
 type specLoader struct {
 	st    *State
+	in    *strictReader
 	specs []*fleet.BuildSpec
 }
 
 // spec takes a row of specsTable.
 func (l *specLoader) spec(raw json.RawMessage) error {
 	var row specRow
-	if err := json.Unmarshal(raw, &row); err != nil {
+	if err := l.in.read(raw, &row); err != nil {
 		return fmt.Errorf("row of %s: %w", specsTable, err)
 	}
 	if row.N != len(l.specs)+1 || row.Spec == nil {
@@ -121,7 +122,7 @@ func (l *specLoader) spec(raw json.RawMessage) error {
 // build takes a row of a build.
 func (l *specLoader) build(raw json.RawMessage) error {
 	var row buildRow
-	if err := json.Unmarshal(raw, &row); err != nil {
+	if err := l.in.read(raw, &row); err != nil {
 		return fmt.Errorf("row of builds: %w", err)
 	}
 	if row.S < 0 || row.S > len(l.specs) {

@@ -274,9 +274,9 @@ func TestEveryTable(t *testing.T) {
 		case reflect.TypeFor[Rows[fleet.EntryNo, string]]():
 			raw = json.RawMessage(`{"k":5,"v":7,"r":"x"}`)
 		}
-		if table.load(raw) != nil {
+		if table.load(newStrictReader(), raw) != nil {
 			raw = json.RawMessage(`{"k":"x","v":7,"r":{}}`)
-			if err := table.load(raw); err != nil {
+			if err := table.load(newStrictReader(), raw); err != nil {
 				t.Fatalf("%s: %v", table.tableName(), err)
 			}
 		}

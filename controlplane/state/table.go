@@ -114,7 +114,7 @@ type anyTable interface {
 	tableName() string
 	versionOf(key string) uint64
 	digest() digest
-	load(raw json.RawMessage) error
+	load(in *strictReader, raw json.RawMessage) error
 }
 
 // named makes a table keyed by a name.
@@ -224,9 +224,9 @@ func (t Rows[K, R]) dumpRows(name string, emit func(table string, row any) error
 	return err
 }
 
-func (t *Table[K, R]) load(raw json.RawMessage) error {
+func (t *Table[K, R]) load(in *strictReader, raw json.RawMessage) error {
 	var s stored[K, R]
-	if err := json.Unmarshal(raw, &s); err != nil {
+	if err := in.read(raw, &s); err != nil {
 		return fmt.Errorf("row of %s: %w", t.name, err)
 	}
 	if n, ok := t.s.(interface{ holds(K) bool }); ok && !n.holds(s.K) {
