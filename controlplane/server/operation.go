@@ -198,9 +198,12 @@ func arguments(r *http.Request) (url.Values, error) {
 		return nil, fleet.Invalidf("the arguments in the URL cannot be read")
 	}
 	for name, list := range values {
-		for _, v := range append(list, name) {
+		if !utf8.ValidString(name) {
+			return nil, fleet.Invalidf("an argument in the URL has a name that is not valid UTF-8")
+		}
+		for _, v := range list {
 			if !utf8.ValidString(v) {
-				return nil, fleet.Invalidf("the arguments in the URL are not valid UTF-8")
+				return nil, fleet.Invalidf("argument %q in the URL is not valid UTF-8", shorten(name))
 			}
 		}
 	}

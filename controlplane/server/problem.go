@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"footplate/controlplane/api"
 	"footplate/fleet"
@@ -140,8 +139,11 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error
 // decode reads one JSON object, strictly: it is valid UTF-8, has no field that
 // is not known, and nothing follows it. An empty body counts as an empty object.
 func decode(b []byte, into any) error {
-	if !utf8.Valid(b) {
-		return fleet.Invalidf("the request is not valid UTF-8: nothing was done")
+	if where, broken := brokenText(b); broken {
+		if where == "" {
+			return fleet.Invalidf("the request is not valid UTF-8: nothing was done")
+		}
+		return fleet.Invalidf("the request is not valid UTF-8 in %q: nothing was done", shorten(where))
 	}
 	if len(bytes.TrimSpace(b)) == 0 {
 		return nil
