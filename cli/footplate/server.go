@@ -212,9 +212,14 @@ func nodeCerts(dir, node string, log *slog.Logger) (*certs.Keeper, error) {
 	return k, nil
 }
 
-// checkAddrs refuses addresses by which nobody else can reach the node: it tells
-// them to the other nodes and to agents.
+// checkAddrs refuses addresses by which nobody else can reach the node, which
+// tells them to the other nodes and to agents, and those of a cluster that it is
+// not to be of.
 func checkAddrs(cfg controlplane.Config, secure bool) error {
+	if cfg.Bootstrap && len(cfg.Join) > 0 {
+		return fleet.Invalidf("--bootstrap begins a new cluster, and --join takes part in one: they do not go together").
+			WithHint("--bootstrap on the first node alone, --join on the others")
+	}
 	scheme, other, why := "http://", "https://", "is without --tls"
 	if secure {
 		scheme, other, why = other, scheme, "has --tls"

@@ -33,6 +33,7 @@ func TestCheckAddrs(t *testing.T) {
 		{"every address, with TLS", controlplane.Config{Listen: ":4600", Raft: raft}, true, "--api https://HOST:4600"},
 		{"to join without TLS", controlplane.Config{Listen: http, Raft: raft, Join: []string{"http://n1:4600"}}, true, "--join https://n1:4600"},
 		{"to join with TLS", controlplane.Config{Listen: http, Raft: raft, Join: []string{"https://n1:4600"}}, false, "--join http://n1:4600"},
+		{"to begin and to join", controlplane.Config{Listen: http, Raft: raft, Bootstrap: true, Join: []string{"http://n1:4600"}}, false, "--bootstrap on the first node alone"},
 		{"no port", controlplane.Config{Listen: "10.0.0.1", Raft: raft}, false, "HOST:PORT"},
 	} {
 		err := checkAddrs(row.cfg, row.tls)
