@@ -53,8 +53,8 @@ func (c *Connection) query(ctx context.Context, o *op.Op, args any, stale bool) 
 	return raw, string(age), older(o, err)
 }
 
-func (c *Connection) stream(ctx context.Context, o *op.Op, args any, q api.Request) (io.ReadCloser, error) {
-	r, err := c.client.Stream(ctx, o, args, client.Options{Key: q.Key, Reason: q.Reason, Incident: q.Incident})
+func (c *Connection) stream(ctx context.Context, o *op.Op, args any, q api.Request, stale bool) (io.ReadCloser, error) {
+	r, err := c.client.Stream(ctx, o, args, client.Options{Key: q.Key, Reason: q.Reason, Incident: q.Incident, Stale: stale})
 	return r, older(o, err)
 }
 

@@ -393,6 +393,37 @@ func TestStaleAnswerSaysSo(t *testing.T) {
 	}
 }
 
+// Without a quorum the record and the logs are there for who says --stale.
+func TestStaleStream(t *testing.T) {
+	n := newNode(t)
+	n.query("build.show", detail("running", "unit", "lint"))
+	n.logs([]op.LogChunk{chunk("unit", 1, 9, 0, true), chunk("lint", 1, 10, 0, true)}, nil)
+	n.paths["audit.export"] = func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "the record") }
+	for _, path := range []string{"build.show", "build.logs", "audit.export"} {
+		answer := n.paths[path]
+		n.paths[path] = func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Get("stale") != "true" {
+				problem(w, fleet.Conflictf("no quorum"))
+				return
+			}
+			answer(w, r)
+		}
+	}
+	for _, row := range []struct{ line, want string }{
+		{"build logs 7", "line 0 of try 1\n"},
+		{"build logs 7 --follow", "lint | line 0 of try 1\n"},
+		{"audit export", "the record\n"},
+	} {
+		out, errs, exit := shell(t, []*node{n}, "", append(strings.Fields(row.line), "--stale")...)
+		if exit != 0 || !strings.Contains(out, row.want) || errs != "stale: answered without a quorum\n" {
+			t.Errorf("%s --stale: exit code %d, stdout %q, stderr %q", row.line, exit, out, errs)
+		}
+		if _, errs, exit = shell(t, []*node{n}, "", strings.Fields(row.line)...); exit != 6 || strings.Contains(errs, "stale") {
+			t.Errorf("%s: exit code %d, stderr %q", row.line, exit, errs)
+		}
+	}
+}
+
 func TestCompletionAsksForNames(t *testing.T) {
 	n := newNode(t)
 	n.query("pool.list", []catalog.PoolRow{{Name: "linux"}, {Name: "mac"}})
@@ -425,7 +456,9 @@ func chunk(task string, try int, attempt fleet.AttemptID, n int, final bool) op.
 // connection breaks after each that cut says.
 func (n *node) logs(chunks []op.LogChunk, cut func(op.LogChunk) bool) {
 	n.paths["build.logs"] = func(w http.ResponseWriter, r *http.Request) {
-		args, err := catalog.BuildLogs.Bind(nil, r.URL.Query())
+		q := r.URL.Query()
+		q.Del("stale") // the server's own
+		args, err := catalog.BuildLogs.Bind(nil, q)
 		if err != nil {
 			problem(w, err)
 			return

@@ -222,7 +222,7 @@ func TestComplete(t *testing.T) {
 		"build submit --fol":          "--follow",
 		"nix ":                        "",
 		"pool list --color a":         "auto always",
-		"build logs 7 --task main --": "--task --follow --attempt --from --output",
+		"build logs 7 --task main --": "--task --follow --attempt --from --output --stale",
 	} {
 		words := strings.Split(line, " ")
 		if got := strings.Join(s.Complete(context.Background(), words), " "); got != want {

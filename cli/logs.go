@@ -24,16 +24,26 @@ func (s *Session) stream(ctx context.Context, sf Surface, call *op.Call, f forma
 	if call.Op == catalog.ClusterSnapshotSave && sf.Person {
 		return fleet.Invalidf("a snapshot is not for reading").WithHint("footplate %s > FILE", call.Op.Name)
 	}
+	if err := s.pour(ctx, sf, call, f); err != nil {
+		return err
+	}
+	if call.Options.Stale {
+		tellStale(sf, "")
+	}
+	return nil
+}
+
+func (s *Session) pour(ctx context.Context, sf Surface, call *op.Call, f format) error {
 	c, err := s.dial()
 	if err != nil {
 		return err
 	}
 	if a, ok := call.Args.(*catalog.BuildLogsArgs); ok {
-		return s.logs(ctx, sf, *a, f)
+		return s.logs(ctx, sf, *a, f, call.Options.Stale)
 	}
 	r, err := c.stream(ctx, call.Op, call.Args, api.Request{
 		Key: call.Options.Key, Reason: call.Options.Reason, Incident: call.Options.Incident, Via: s.via,
-	})
+	}, call.Options.Stale)
 	if err != nil {
 		return err
 	}
@@ -53,22 +63,22 @@ const (
 
 // logs writes the log of a build. A build of several tasks that is followed is
 // followed in all of them at once, each line with the name of its task.
-func (s *Session) logs(ctx context.Context, sf Surface, a catalog.BuildLogsArgs, f format) error {
+func (s *Session) logs(ctx context.Context, sf Surface, a catalog.BuildLogsArgs, f format, stale bool) error {
 	if a.Follow && a.Task == "" {
-		tasks, err := s.tasks(ctx, a.Build)
+		tasks, err := s.tasks(ctx, a.Build, stale)
 		if err != nil {
 			return err
 		}
 		if len(tasks) > 1 {
-			return s.logsOfTasks(ctx, sf, a, f, tasks)
+			return s.logsOfTasks(ctx, sf, a, f, stale, tasks)
 		}
 	}
-	return s.log(ctx, &logWriter{out: sf.Out, color: sf.Color, lines: f == formatJSON || f == formatJSONL}, a)
+	return s.log(ctx, &logWriter{out: sf.Out, color: sf.Color, lines: f == formatJSON || f == formatJSONL}, a, stale)
 }
 
 // tasks returns the names of a build's tasks, in order.
-func (s *Session) tasks(ctx context.Context, id fleet.BuildID) ([]string, error) {
-	d, err := s.show(ctx, id)
+func (s *Session) tasks(ctx context.Context, id fleet.BuildID, stale bool) ([]string, error) {
+	d, err := s.show(ctx, id, stale)
 	if err != nil {
 		return nil, err
 	}
@@ -81,12 +91,12 @@ func (s *Session) tasks(ctx context.Context, id fleet.BuildID) ([]string, error)
 	return tasks, nil
 }
 
-func (s *Session) show(ctx context.Context, id fleet.BuildID) (catalog.BuildDetail, error) {
+func (s *Session) show(ctx context.Context, id fleet.BuildID, stale bool) (catalog.BuildDetail, error) {
 	var d catalog.BuildDetail
 	raw, err := insist(ctx, followPatience, func() (json.RawMessage, error) {
 		ctx, cancel := context.WithTimeout(ctx, s.settings.limit())
 		defer cancel()
-		raw, _, err := s.dialed.query(ctx, catalog.BuildShow, &catalog.BuildArgs{Build: id}, false)
+		raw, _, err := s.dialed.query(ctx, catalog.BuildShow, &catalog.BuildArgs{Build: id}, stale)
 		return raw, err
 	})
 	if err != nil {
@@ -140,7 +150,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // log copies one log to w. When the connection breaks or a node dies, it asks
 // again for what comes after the last chunk that it has, so that none is
 // missing and none comes twice.
-func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs) error {
+func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs, stale bool) error {
 	most := patience
 	if a.Follow {
 		most = followPatience
@@ -152,7 +162,7 @@ func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs
 		before := w.chunks
 		w.openedAt = time.Time{}
 		w.tolerant = gaps >= 3
-		err := s.copyLog(ctx, w, a)
+		err := s.copyLog(ctx, w, a, stale)
 		var gap *gapError
 		switch {
 		case err == nil:
@@ -193,8 +203,8 @@ func (t *trouble) lasts(now, openedAt time.Time, chunks bool) time.Duration {
 	return now.Sub(t.since)
 }
 
-func (s *Session) copyLog(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs) error {
-	r, err := s.dialed.stream(ctx, catalog.BuildLogs, &a, api.Request{Via: s.via})
+func (s *Session) copyLog(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs, stale bool) error {
+	r, err := s.dialed.stream(ctx, catalog.BuildLogs, &a, api.Request{Via: s.via}, stale)
 	if err != nil {
 		return err
 	}
@@ -309,7 +319,7 @@ func (w *logWriter) finish() error {
 	return w.write([]byte{'\n'})
 }
 
-func (s *Session) logsOfTasks(ctx context.Context, sf Surface, a catalog.BuildLogsArgs, f format, tasks []string) error {
+func (s *Session) logsOfTasks(ctx context.Context, sf Surface, a catalog.BuildLogsArgs, f format, stale bool, tasks []string) error {
 	width := 0
 	for _, t := range tasks {
 		width = max(width, len(t))
@@ -329,7 +339,7 @@ func (s *Session) logsOfTasks(ctx context.Context, sf Surface, a catalog.BuildLo
 				lw = &lineWriter{out: out, prefix: fmt.Sprintf("%-*s | ", width, t)}
 				w.out = lw
 			}
-			errs[i] = s.log(ctx, w, a)
+			errs[i] = s.log(ctx, w, a, stale)
 			if lw != nil {
 				errs[i] = errors.Join(errs[i], lw.flush())
 			}
@@ -405,10 +415,10 @@ func (s *Session) followSubmitted(ctx context.Context, sf Surface, reply api.Rep
 	if err != nil {
 		return err
 	}
-	if err := s.logs(ctx, sf, catalog.BuildLogsArgs{Build: made.Build, Follow: true}, formatTable); err != nil {
+	if err := s.logs(ctx, sf, catalog.BuildLogsArgs{Build: made.Build, Follow: true}, formatTable, false); err != nil {
 		return err
 	}
-	d, err := s.show(ctx, made.Build)
+	d, err := s.show(ctx, made.Build, false)
 	if err != nil {
 		return err
 	}

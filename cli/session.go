@@ -31,7 +31,7 @@ type Session struct {
 type cluster interface {
 	do(ctx context.Context, o *op.Op, args any, r api.Request) (api.Reply, error)
 	query(ctx context.Context, o *op.Op, args any, stale bool) (answer json.RawMessage, staleFor string, err error)
-	stream(ctx context.Context, o *op.Op, args any, r api.Request) (io.ReadCloser, error)
+	stream(ctx context.Context, o *op.Op, args any, r api.Request, stale bool) (io.ReadCloser, error)
 }
 
 // Surface is where a command was typed.
@@ -147,13 +147,17 @@ func (s *Session) query(ctx context.Context, sf Surface, call *op.Call, f format
 		return err
 	}
 	if call.Options.Stale {
-		note := "stale: answered without a quorum"
-		if staleFor != "" {
-			note += "; the node heard a leader " + clean(staleFor) + " ago"
-		}
-		fmt.Fprintln(sf.Err, note)
+		tellStale(sf, staleFor)
 	}
 	return printer{sf.Out, time.Now()}.answer(call.Op, raw, f)
+}
+
+func tellStale(sf Surface, staleFor string) {
+	note := "stale: answered without a quorum"
+	if staleFor != "" {
+		note += "; the node heard a leader " + clean(staleFor) + " ago"
+	}
+	fmt.Fprintln(sf.Err, note)
 }
 
 func (s *Session) mutate(ctx context.Context, sf Surface, call *op.Call, f format, follow bool) (Done, error) {

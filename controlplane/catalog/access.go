@@ -128,9 +128,9 @@ func mayBecause(c op.Caller, env op.Env) string {
 }
 
 func grantWords(g fleet.Grant) string {
-	s := fmt.Sprintf("%s granted the role %s on %s", g.By, g.Role, g.At)
+	s := fmt.Sprintf("%s granted the role %s on %s", g.By, g.Role, moment(g.At))
 	if g.Until != 0 {
-		s += fmt.Sprintf(", until %s", g.Until)
+		s += fmt.Sprintf(", until %s", moment(g.Until))
 	}
 	return s
 }

@@ -330,9 +330,13 @@ var OutboxDeliver = op.Internal(op.Spec{
 		// between, and it is not on its way to a sink as it is.
 		if ok && !taken(tx, last.N) && p.Show == state.ShowGroup && last.Op == p.Line.Op && last.By == p.Line.By && last.Outcome == p.Line.Outcome &&
 			last.Reason == p.Line.Reason && p.Line.At.Sub(last.At) < state.LineGrows && last.Last+1 == p.Line.First {
+			text, mixed := strings.CutSuffix(last.Text, notAlike)
 			last.Count++
 			last.Last = p.Line.Last
 			last.Text = p.Line.Text
+			if mixed || !alike(text, p.Line.Text) {
+				last.Text += notAlike
+			}
 			tx.Channel.Put(fleet.EntryNo(last.N), last)
 			continue
 		}
@@ -346,6 +350,23 @@ var OutboxDeliver = op.Internal(op.Spec{
 	}
 	return op.Result{Text: fmt.Sprintf("delivered %d", len(parcels)), Quiet: true}, nil
 })
+
+// notAlike ends the text of a line that stands for entries of which the newest,
+// whose text it is, does not tell what the others are.
+const notAlike = ", after others unlike it"
+
+// alike reports whether two texts say the same but for their numbers.
+func alike(a, b string) bool {
+	worded := func(s string) string {
+		return strings.Map(func(r rune) rune {
+			if r >= '0' && r <= '9' {
+				return -1
+			}
+			return r
+		}, s)
+	}
+	return worded(a) == worded(b)
+}
 
 // taken reports whether a line has begun to go to a sink.
 func taken(tx *state.Tx, line uint64) bool {

@@ -149,7 +149,7 @@ func buildSubmit(tx *state.Tx, m op.Meta, a BuildSubmitArgs) (op.Result, error) 
 		return op.Result{}, err
 	}
 	if g, ok := v.Gated(fleet.GateIntake, a.Org, a.Pool); ok {
-		return op.Result{}, fleet.Conflictf("intake is paused by %s until %s", g.By, g.Until).
+		return op.Result{}, fleet.Conflictf("intake is paused by %s until %s", g.By, moment(g.Until)).
 			WithHint("footplate queue resume --stage intake")
 	}
 	n := max(a.Count, 1)
@@ -221,7 +221,7 @@ type BuildRow struct {
 	Org       fleet.OrgName   `json:"org" col:"ORG"`
 	Pool      fleet.PoolName  `json:"pool" col:"POOL"`
 	State     string          `json:"state" col:"STATE"`
-	Tasks     string          `json:"tasks" col:"TASKS" help:"ended of all"`
+	Tasks     string          `json:"tasks" col:"TASKS" help:"how many have passed, of all"`
 	Attempts  int             `json:"attempts" col:"ATTEMPTS"`
 	Hosts     string          `json:"hosts" col:"HOSTS"`
 	Submitted fleet.Time      `json:"submitted_at" col:"SUBMITTED"`
@@ -235,18 +235,18 @@ func buildRow(v *state.View, b fleet.Build) BuildRow {
 		ID: b.ID, Org: b.Org, Pool: b.Pool, State: buildState(b), Submitted: b.SubmittedAt,
 		Finished: b.FinishedAt, By: b.By, Why: b.Why,
 	}
-	ended := 0
+	passed := 0
 	var hosts []string
 	for _, t := range b.Tasks {
 		row.Attempts += len(t.Attempts)
-		if t.Outcome != "" {
-			ended++
+		if t.Outcome == fleet.Passed {
+			passed++
 		}
 		if a, ok := v.Attempts.Get(t.Live); ok && !slices.Contains(hosts, string(a.Host)) {
 			hosts = append(hosts, string(a.Host))
 		}
 	}
-	row.Tasks = fmt.Sprintf("%d/%d", ended, len(b.Tasks))
+	row.Tasks = fmt.Sprintf("%d/%d", passed, len(b.Tasks))
 	row.Hosts = strings.Join(hosts, ",")
 	return row
 }

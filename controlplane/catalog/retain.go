@@ -91,7 +91,7 @@ var BuildRetire = op.Internal(op.Spec{
 		}
 	}
 	tx.Builds.Delete(b.ID)
-	text := fmt.Sprintf("%s%q is retired: it %s at %s", retiredWords(b.ID), b.Org, outcomeWords(b.Outcome), b.FinishedAt)
+	text := fmt.Sprintf("%s%q is retired: it %s at %s", retiredWords(b.ID), b.Org, outcomeWords(b.Outcome), moment(b.FinishedAt))
 	if b.Why != "" {
 		text += " (" + b.Why + ")"
 	}

@@ -77,7 +77,7 @@ var SinkSent = op.Internal(op.Spec{
 	}
 	res := op.Result{Quiet: true}
 	if s.FailingAt != 0 {
-		res = op.Result{Text: fmt.Sprintf("%s takes the channel again; it had not since %s", a.Sink, s.FailingAt)}
+		res = op.Result{Text: fmt.Sprintf("%s takes the channel again; it had not since %s", a.Sink, moment(s.FailingAt))}
 	}
 	s.Arrive()
 	s.FailingAt, s.Why = 0, ""

@@ -26,7 +26,7 @@ func whyBuild(env op.Env, b fleet.Build) string {
 	v := env.View
 	switch b.Stage {
 	case fleet.StageFinished:
-		s := fmt.Sprintf("build %d has ended: %s at %s", b.ID, b.Outcome, b.FinishedAt)
+		s := fmt.Sprintf("build %d has ended: %s at %s", b.ID, b.Outcome, moment(b.FinishedAt))
 		if b.Why != "" {
 			s += " (" + b.Why + ")"
 		}
@@ -279,7 +279,7 @@ func FenceWords(v *state.View) string {
 		began = v.Recoveries[n-1].At
 	}
 	return fmt.Sprintf("the cluster was recovered at %s, and hosts are given nothing until what they may still run has ended by itself (%s)",
-		began, v.Fence+lease.Margin(v.Fence))
+		moment(began), v.Fence+lease.Margin(v.Fence))
 }
 
 // freeSlots counts the slots of a pool that may be given a task now.
@@ -293,8 +293,11 @@ func freeSlots(v *state.View, pool fleet.PoolName) int {
 	return n
 }
 
+// moment is a time within a sentence, for people.
+func moment(t fleet.Time) string { return t.Std().Format("2006-01-02 15:04:05 UTC") }
+
 func gateWhy(what string, g fleet.Gate) string {
-	s := fmt.Sprintf("%s is paused by %s until %s", what, g.By, g.Until)
+	s := fmt.Sprintf("%s is paused by %s until %s", what, g.By, moment(g.Until))
 	if g.Reason != "" {
 		s += " (" + g.Reason + ")"
 	}
@@ -302,7 +305,7 @@ func gateWhy(what string, g fleet.Gate) string {
 }
 
 func pauseWhy(p fleet.Pause) string {
-	s := fmt.Sprintf("loop %s is paused by %s until %s", p.Loop, p.By, p.Until)
+	s := fmt.Sprintf("loop %s is paused by %s until %s", p.Loop, p.By, moment(p.Until))
 	if p.Reason != "" {
 		s += " (" + p.Reason + ")"
 	}

@@ -251,7 +251,7 @@ type Cluster struct {
 	Term      uint64         `json:"term"`
 	Index     uint64         `json:"index"`
 	Commit    uint64         `json:"commit"`
-	Contact   fleet.Duration `json:"contact"` // since it last heard the leader
+	Contact   fleet.Duration `json:"leader_heard"` // so long ago
 	ClockNote string         `json:"clock_note,omitempty"`
 	Notes     []string       `json:"notes,omitempty"` // what is behind or away outside of the cluster
 	Nodes     []ClusterNode  `json:"nodes"`

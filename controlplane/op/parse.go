@@ -44,7 +44,7 @@ func (o *Op) Takes(option string) bool {
 	case "output":
 		return o.Kind != KindStream
 	case "stale":
-		return o.Kind == KindQuery
+		return o.Kind == KindQuery || o.Kind == KindStream && !o.Logged()
 	case "dry-run", "yes":
 		return o.Kind == KindMutation
 	}

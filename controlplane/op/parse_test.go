@@ -390,7 +390,7 @@ func TestTakes(t *testing.T) {
 	for o, want := range map[*Op]string{
 		orgSet: "reason dry-run yes idempotency-key incident output",
 		list:   "output stale",
-		read:   "",
+		read:   "stale",
 		noted:  "reason idempotency-key incident",
 	} {
 		var got []string
