@@ -118,9 +118,19 @@ func TestOwner(t *testing.T) {
 	a.Close()
 }
 
-// Many nodes that start at once make the tables once.
+// Many nodes that start at once make the tables once, however the database
+// isolates transactions as a rule.
 func TestMigrateTogether(t *testing.T) {
-	db := server.Database(t)
+	for _, level := range []string{"read committed", "serializable"} {
+		t.Run(level, func(t *testing.T) {
+			db := server.Database(t)
+			server.Exec(t, "postgres", fmt.Sprintf("ALTER DATABASE %s SET default_transaction_isolation = '%s'", db, level))
+			migrateTogether(t, db)
+		})
+	}
+}
+
+func migrateTogether(t *testing.T, db string) {
 	ctx := within(t)
 	var group errgroup.Group
 	for range 8 {

@@ -17,6 +17,8 @@ const (
 	// batch is how many entries are put at a time. A commit costs as much as
 	// hundreds of entries do.
 	batch = 2000
+	// batchBytes is about how much is put at a time, when entries are large.
+	batchBytes = 8 << 20
 	// poll is how often the source is asked for something new. It answers from
 	// memory.
 	poll = 200 * time.Millisecond
@@ -44,6 +46,7 @@ type Deliverer struct {
 	log  *slog.Logger
 
 	batch                        int
+	size                         int // of the next batch: smaller after one that failed
 	poll, backoffMin, backoffMax time.Duration
 
 	mu     sync.Mutex
@@ -64,7 +67,7 @@ type Status struct {
 
 // NewDeliverer makes a Deliverer, which does nothing until Run.
 func NewDeliverer(to *Archive, from Source, log *slog.Logger) *Deliverer {
-	return &Deliverer{to: to, from: from, log: log, batch: batch, poll: poll, backoffMin: backoffMin, backoffMax: backoffMax}
+	return &Deliverer{to: to, from: from, log: log, batch: batch, size: batch, poll: poll, backoffMin: backoffMin, backoffMax: backoffMax}
 }
 
 // Run delivers until ctx ends. Two that run at once do no harm: they deliver
@@ -129,7 +132,7 @@ func (d *Deliverer) step(ctx context.Context) error {
 	if d.from.Last() <= head.N {
 		return nil
 	}
-	entries, err := d.from.Query(ctx, archive.Filter{From: head.N + 1, Limit: d.batch})
+	entries, err := d.from.Query(ctx, archive.Filter{From: head.N + 1, Limit: min(d.size, d.batch)})
 	if err != nil {
 		return err
 	}
@@ -147,9 +150,16 @@ func (d *Deliverer) step(ctx context.Context) error {
 	if len(entries) == 0 {
 		return nil
 	}
+	if some := atOnce(entries); len(some) < len(entries) {
+		entries, d.size = some, len(some) // nor are so many read for nothing next time
+	}
 	if err := d.to.Put(ctx, entries); err != nil {
+		// It may have been too much for the time that there is: ours, or that of a
+		// statement_timeout. The same again would fail for ever.
+		d.size = max(len(entries)/2, 1)
 		return err
 	}
+	d.size = min(d.size+d.size/8+1, d.batch)
 	last := &entries[len(entries)-1]
 	d.mu.Lock()
 	d.status.Head = archive.Anchor{N: last.N, Hash: last.Hash}
@@ -157,6 +167,18 @@ func (d *Deliverer) step(ctx context.Context) error {
 	d.status.PutAt = time.Now()
 	d.mu.Unlock()
 	return nil
+}
+
+// atOnce returns as many of the entries as are put at a time: of large ones, fewer.
+func atOnce(entries []fleet.Entry) []fleet.Entry {
+	bytes := 0
+	for i := range entries {
+		e := &entries[i]
+		if bytes += len(e.Args) + len(e.Text) + len(e.Reason); bytes > batchBytes && i > 0 {
+			return entries[:i]
+		}
+	}
+	return entries
 }
 
 // note keeps what came of a step. A line is logged when it is another than that

@@ -266,6 +266,48 @@ func TestDeliverTwice(t *testing.T) {
 	}
 }
 
+// A batch that is too much for the time that the database gives is put by parts,
+// and does not fail for ever.
+func TestDeliverInParts(t *testing.T) {
+	a, db := open(t)
+	server.Exec(t, db, `
+		CREATE FUNCTION too_much() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			IF (SELECT count(*) FROM added) > 30 THEN
+				RAISE EXCEPTION 'canceling statement due to statement timeout' USING ERRCODE = 'query_canceled';
+			END IF;
+			RETURN NULL;
+		END
+		$$;
+		CREATE TRIGGER too_much AFTER INSERT ON footplate.entries REFERENCING NEW TABLE AS added EXECUTE FUNCTION too_much()`)
+	entries := chained("", 1, 1000)
+	d, _ := deliver(t, a, &memory{entries: entries}, io.Discard)
+	until(t, "all entries", d.delivered(1000))
+	equal(t, stored(t, db, "c1"), entries)
+	if s := d.Status(); s.Failures < 3 || s.Failures > 60 {
+		t.Errorf("it failed %d times", s.Failures)
+	}
+}
+
+// Large entries go a few at a time, the largest alone.
+func TestAtOnce(t *testing.T) {
+	big := func(size int) fleet.Entry { return fleet.Entry{Args: bytes.Repeat([]byte("x"), size)} }
+	for _, row := range []struct {
+		sizes []int
+		want  int
+	}{
+		{nil, 0}, {[]int{1, 1, 1}, 3}, {[]int{2 * batchBytes, 1}, 1}, {[]int{batchBytes - 1, 1, 1}, 2}, {[]int{1, batchBytes}, 1},
+	} {
+		var entries []fleet.Entry
+		for _, size := range row.sizes {
+			entries = append(entries, big(size))
+		}
+		if n := len(atOnce(entries)); n != row.want {
+			t.Errorf("of entries of %v bytes %d go at once; want %d", row.sizes, n, row.want)
+		}
+	}
+}
+
 const deliverHere = "FOOTPLATE_TEST_DELIVER"
 
 // crashEntries are what a process that is killed delivers.

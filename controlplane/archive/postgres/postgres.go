@@ -91,6 +91,9 @@ func New(url, cluster string) (*Archive, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "footplate"
 	}
+	// What waits for a lock must see afterwards what the one before it has stored,
+	// whatever is the default of the database or of the user.
+	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
 	return &Archive{cluster: cluster, config: config, lookBack: lookBack, months: make(map[time.Time]struct{})}, nil
 }
 

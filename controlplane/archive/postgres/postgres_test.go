@@ -316,6 +316,59 @@ func TestPutTogether(t *testing.T) {
 	ok(t, err)
 }
 
+// However the database isolates transactions as a rule, who has waited for the
+// lock sees what the one before it has stored: of two histories one is refused, and
+// what is the same is there once.
+func TestPutUnderAnotherIsolation(t *testing.T) {
+	a, db := open(t)
+	ctx := within(t)
+	for _, level := range []string{"repeatable read", "serializable"} {
+		server.Exec(t, db, fmt.Sprintf("ALTER DATABASE %s SET default_transaction_isolation = '%s'", db, level))
+		for _, other := range []bool{false, true} {
+			cluster := fmt.Sprint(level, other)
+			mine := chained("", 1, 20)
+			theirs := chained("", 1, 20)
+			if other {
+				for i := range theirs { // another moment, so that no key of the table is the same
+					theirs[i].At = theirs[i].At.Add(500)
+				}
+				prev := ""
+				for i := range theirs {
+					theirs[i].Seal(prev)
+					prev = theirs[i].Hash
+				}
+			}
+			holder, err := pgx.Connect(ctx, server.URL(db))
+			ok(t, err)
+			_, err = holder.Exec(ctx, "SELECT pg_advisory_lock(hashtextextended('footplate entries ' || $1::text, 0))", cluster)
+			ok(t, err)
+			errs := make(chan error, 2)
+			for _, entries := range [][]fleet.Entry{mine, theirs} {
+				b := opened(t, server.URL(db), cluster)
+				go func() { errs <- b.Put(ctx, entries) }()
+			}
+			until(t, "both wait for the lock", func() bool {
+				var n int
+				ok(t, a.pool.QueryRow(ctx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&n))
+				return n == 2
+			})
+			ok(t, holder.Close(ctx))
+			first, second := <-errs, <-errs
+			if first == nil {
+				first = second
+			}
+			if other {
+				code(t, first, fleet.CodeConflict)
+			} else {
+				ok(t, first)
+			}
+			if got := stored(t, db, cluster); len(got) != 20 {
+				t.Errorf("%s, another history %v: %d entries are there", level, other, len(got))
+			}
+		}
+	}
+}
+
 // A gap that somebody made is named, and closed by delivery.
 func TestMissing(t *testing.T) {
 	a, db := open(t)
@@ -365,6 +418,7 @@ func TestMissing(t *testing.T) {
 func TestMonths(t *testing.T) {
 	a, db := open(t)
 	ctx := within(t)
+	server.Exec(t, db, fmt.Sprintf("ALTER DATABASE %s SET default_transaction_isolation = 'repeatable read'", db))
 	var group errgroup.Group
 	for range 8 {
 		group.Go(func() error {

@@ -170,6 +170,10 @@ func object(noun, name string) string {
 	return storable(s)
 }
 
+// Verify holds what is stored to what these rules make of the body. Whoever
+// changes them makes old entries look edited: that takes a migration which brings
+// the column objects up to date.
+
 // nounOf returns the noun that key is, or is the plural of: what the arguments
 // of operations call what they are about.
 func nounOf(key string) (noun string, plural bool) {
