@@ -70,6 +70,7 @@ type Config struct {
 	// Page makes what answers in a browser, Slack answers Slack over HTTP. Both
 	// are optional.
 	Page        PageMaker
+	Public      string // URL by which browsers reach the page; empty when it is API
 	Slack       http.Handler
 	AgentToken  string   // given to machines that a provider makes
 	Postgres    string   // URL of the shared archive; none when empty

@@ -16,12 +16,14 @@ import (
 type PageSeed struct {
 	Node     fleet.NodeID
 	Cluster  string // id
+	Epoch    uint64
 	Version  string
 	Registry *op.Registry
 	API      http.Handler // the node's own, called in process
 	Key      []byte       // the same on every node
 	Queue    func(context.Context) (catalog.QueueDetail, error)
 	Log      *slog.Logger
+	Public   string // URL by which browsers reach the cluster; empty when it is the nodes' own
 }
 
 // PageMaker makes what answers in a browser, and what keeps it up to date while
@@ -32,9 +34,9 @@ func (n *Node) pageSeed() PageSeed {
 	key := hmac.New(sha256.New, []byte(n.cfg.NodeToken))
 	key.Write([]byte("sessions of the page"))
 	return PageSeed{
-		Node: n.cfg.Node, Cluster: n.cfg.Cluster, Version: n.cfg.Version, Registry: n.ops,
+		Node: n.cfg.Node, Cluster: n.cfg.Cluster, Epoch: n.cluster.Epoch, Version: n.cfg.Version, Registry: n.ops,
 		API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.server.ServeHTTP(w, r) }),
-		Key: key.Sum(nil), Log: n.log,
+		Key: key.Sum(nil), Log: n.log, Public: n.cfg.Public,
 		Queue: func(ctx context.Context) (catalog.QueueDetail, error) {
 			got, err := catalog.QueueStatus.Query(ctx, op.Env{
 				View: n.machine.View(), Now: n.replica.Now(), Stale: true, Node: n.cfg.Node, World: n.world, Ops: n.ops,

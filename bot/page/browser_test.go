@@ -375,6 +375,33 @@ func TestBrowser(t *testing.T) {
 		b.content("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
 	})
 
+	t.Run("the cluster is recovered", func(t *testing.T) {
+		b := b.in(t)
+		b.sees("#channel .line", `made org "dime"`)
+		b.types("/queue sta")
+		eval[bool](b, "document.querySelector('#channel').lastElementChild.classList.add('of-before') || true")
+		addr := strings.TrimPrefix(w.url, "http://")
+		w.stopPage()
+		b.sees("#link", "connection lost")
+		w.page = w.newPage(testKey, "cluster-1")
+		w.page.cfg.Epoch = 2
+		w.startPage(addr)
+		b.sees("#channel .gap", "the cluster was recovered")
+		b.sees("#channel .line", `made org "dime"`)
+		b.until("!document.querySelector('#channel .of-before')")
+		if typed := eval[string](b, "document.querySelector('#line').value"); typed != "queue sta" {
+			t.Errorf("the prompt has %q", typed)
+		}
+		ns := eval[[]int](b, "[...document.querySelectorAll('#channel .line')].map(l => +l.dataset.n)")
+		for i, n := range ns {
+			if n != i+1 {
+				t.Fatalf("a line is missing or double: %v", ns)
+			}
+		}
+		eval[bool](b, "document.querySelector('#line').value = ''; document.activeElement.blur(); true")
+		b.content("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
+	})
+
 	t.Run("a command while the server is away", func(t *testing.T) {
 		b := b.in(t)
 		addr := strings.TrimPrefix(w.url, "http://")

@@ -89,6 +89,25 @@ func lastEvent(r *http.Request) string {
 	return r.URL.Query().Get("after")
 }
 
+// The id of a line has the recovery epoch before its number: after a recovery the
+// numbers of the lines that were lost are given again, to others, and who went on
+// after the number alone would miss as many as were lost.
+
+func (p *Page) lineID(n uint64) string { return fmt.Sprintf("%d.%d", p.cfg.Epoch, n) }
+
+// place returns the number of the line that an id is of; with anew, it is of a
+// channel that is over, and the reader has to begin again.
+func (p *Page) place(id string) (after string, anew bool) {
+	epoch, n, ok := strings.Cut(id, ".")
+	switch {
+	case !ok:
+		return id, false
+	case epoch != strconv.FormatUint(p.cfg.Epoch, 10):
+		return "", true
+	}
+	return n, false
+}
+
 // heard is what comes from the API's stream of events: a line, or a note that
 // lines before the next one are no longer kept.
 type heard struct {
@@ -107,7 +126,8 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request, v *visit) error {
 	defer leave()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	body, err := v.channel(ctx, lastEvent(r))
+	after, anew := p.place(lastEvent(r))
+	body, err := v.channel(ctx, after)
 	if err != nil {
 		return err
 	}
@@ -128,6 +148,11 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request, v *visit) error {
 	out := newEventStream(w)
 	if err := out.send("", "hello", string(p.cfg.Node)); err != nil {
 		return nil
+	}
+	if anew {
+		if err := out.send("", "anew", "the cluster was recovered: what was here and is not below is lost"); err != nil {
+			return nil
+		}
 	}
 	beat, look := time.NewTicker(beatEvery), time.NewTimer(0)
 	defer beat.Stop()
@@ -194,7 +219,7 @@ func (p *Page) sendLine(out eventStream, h heard) error {
 		p.cfg.Log.Error("a line of the channel cannot be shown", "err", err)
 		return err
 	}
-	return out.send(strconv.FormatUint(h.line.N, 10), h.kind, b.String())
+	return out.send(p.lineID(h.line.N), h.kind, b.String())
 }
 
 // lineView is a line of the channel.

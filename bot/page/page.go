@@ -23,7 +23,9 @@
 // a session survives the loss of a node, and no node keeps a list. So logging
 // out makes the browser forget; what ends a session that was stolen is its
 // expiry, or the end of the token. A POST needs the session's own secret beside
-// the cookie, and must come from the page itself.
+// the cookie, and must come from the page itself; so must the log-in, whose form
+// has a secret that fits a cookie of its own: nobody is logged in as somebody else
+// without noticing.
 package page
 
 import (
@@ -31,6 +33,7 @@ import (
 	"embed"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -39,10 +42,11 @@ import (
 	"footplate/fleet"
 )
 
-// Config is what the page needs of its node. Everything is needed.
+// Config is what the page needs of its node. Everything is needed but Public.
 type Config struct {
 	Node     fleet.NodeID
 	Cluster  string // id
+	Epoch    uint64 // of recovery: with it the channel is another one
 	Version  string
 	Registry *op.Registry
 	// API is the node's own HTTP API. It is called in process, with the visitor's token.
@@ -52,6 +56,9 @@ type Config struct {
 	// Queue returns the queue as the node has it, for the charts.
 	Queue func(ctx context.Context) (catalog.QueueDetail, error)
 	Log   *slog.Logger
+	// Public is the URL by which browsers reach the page, when a proxy before the
+	// nodes ends TLS: what a request says of that is not believed.
+	Public string
 }
 
 // The bounds of requests.
@@ -64,6 +71,7 @@ const (
 // Page is the console page of a node.
 type Page struct {
 	cfg     Config
+	secure  bool // browsers come by TLS, whatever the node sees
 	mux     *http.ServeMux
 	cross   *http.CrossOriginProtection
 	seal    *sealer
@@ -85,6 +93,9 @@ func New(cfg Config) (*Page, error) {
 		cfg: cfg, cross: http.NewCrossOriginProtection(),
 		history: new(history), streams: make(chan struct{}, maxStreams),
 	}
+	if err := p.public(); err != nil {
+		return nil, err
+	}
 	var err error
 	if p.seal, err = newSealer(cfg.Key, cfg.Cluster); err != nil {
 		return nil, err
@@ -97,6 +108,23 @@ func New(cfg Config) (*Page, error) {
 	}
 	p.routes()
 	return p, nil
+}
+
+// public takes in by which URL browsers come.
+func (p *Page) public() error {
+	if p.cfg.Public == "" {
+		return nil
+	}
+	u, err := url.Parse(p.cfg.Public)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		return fleet.Invalidf("the public URL %q is not one of a page", p.cfg.Public).WithHint("for example https://footplate.example: without a path")
+	}
+	p.secure = u.Scheme == "https"
+	// A proxy may tell the node another host than the browser has asked for.
+	if err := p.cross.AddTrustedOrigin(u.Scheme + "://" + u.Host); err != nil {
+		return fleet.Invalidf("the public URL %q is not one of a page: %s", p.cfg.Public, err)
+	}
+	return nil
 }
 
 // Run samples the queue for the charts until ctx ends.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"footplate/controlplane/api"
+	"footplate/fleet"
 )
 
 func TestLogIn(t *testing.T) {
@@ -21,14 +22,14 @@ func TestLogIn(t *testing.T) {
 		t.Errorf("to %s", r.header.Get("Location"))
 	}
 	b.wants(b.get("/login"), 200, "<form", `name="token"`)
-	b.wants(b.post("/login", url.Values{"token": {"wrong"}}), 403, "the token is not known")
-	b.wants(b.post("/login", url.Values{"token": {" "}}), 400, "that is not a token")
-	b.wants(b.post("/login", url.Values{"token": {strings.Repeat("x", maxToken+1)}}), 400, "that is not a token")
+	b.wants(b.login(url.Values{"token": {"wrong"}}), 403, "the token is not known")
+	b.wants(b.login(url.Values{"token": {" "}}), 400, "that is not a token")
+	b.wants(b.login(url.Values{"token": {strings.Repeat("x", maxToken+1)}}), 400, "that is not a token")
 	// An agent's or a node's token opens nothing that a person may see.
-	b.wants(b.post("/login", url.Values{"token": {w.cfg.NodeToken}}), 403, "may not run")
+	b.wants(b.login(url.Values{"token": {w.cfg.NodeToken}}), 403, "may not run")
 
 	b = w.browser()
-	r := b.post("/login", url.Values{"token": {alice}, "to": {"/audit"}})
+	r := b.login(url.Values{"token": {alice}, "to": {"/audit"}})
 	cookie := r.header.Get("Set-Cookie")
 	if r.status != 303 || r.header.Get("Location") != "/audit" || strings.Contains(cookie, alice) ||
 		!strings.Contains(cookie, "HttpOnly") || !strings.Contains(cookie, "SameSite=Strict") {
@@ -39,7 +40,7 @@ func TestLogIn(t *testing.T) {
 		t.Error("the token stands in the page")
 	}
 	for _, to := range []string{"https://evil.example", "//evil.example", `/\evil.example`, "javascript:alert(1)", "evil"} {
-		if r := w.browser().post("/login", url.Values{"token": {alice}, "to": {to}}); r.header.Get("Location") != "/" {
+		if r := w.browser().login(url.Values{"token": {alice}, "to": {to}}); r.header.Get("Location") != "/" {
 			t.Errorf("%q leads to %s", to, r.header.Get("Location"))
 		}
 	}
@@ -47,6 +48,92 @@ func TestLogIn(t *testing.T) {
 	b.wants(b.post("/logout", url.Values{"csrf": {b.csrf}}), 303)
 	if r := b.get("/"); r.status != 303 {
 		t.Errorf("after logging out: %d", r.status)
+	}
+}
+
+// A log-in is of a form that the page gave to this very browser: no other site
+// logs a visitor in as somebody else.
+func TestLogInFromElsewhere(t *testing.T) {
+	w := newWorld(t)
+	b, other := w.browser(), w.browser()
+	form := url.Values{"token": {alice}}
+	refused := func(what string, r response) {
+		t.Helper()
+		b.wants(r, 403, "the form was not made for this browser", `name="csrf"`)
+		for _, c := range r.header.Values("Set-Cookie") {
+			if !strings.HasPrefix(c, w.page.loginCookie()+"=") {
+				t.Errorf("%s sets the cookie %s", what, c)
+			}
+		}
+	}
+	refused("without a form", b.post("/login", form))
+	form.Set("csrf", other.get("/login").hidden("csrf"))
+	refused("the form of another browser", b.post("/login", form))
+	v := w.visitor(vera)
+	form.Set("csrf", v.csrf)
+	refused("a form of a session", v.post("/login", form))
+	// Two windows of one browser: both forms are good.
+	first, second := b.get("/login").hidden("csrf"), b.get("/login").hidden("csrf")
+	form.Set("csrf", first)
+	b.wants(b.post("/login", form), 303)
+	form.Set("csrf", second)
+	b.wants(b.post("/login", form), 303)
+	// What a refused log-in answers with is a form that works.
+	form.Set("csrf", other.post("/login", url.Values{"token": {"wrong"}}).hidden("csrf"))
+	other.wants(other.post("/login", form), 303)
+}
+
+// Behind a proxy that ends TLS the node sees none of it, and is told by a setting;
+// not by the request, in which anybody can say anything.
+func TestPublicURL(t *testing.T) {
+	w := newWorld(t)
+	plain := w.page
+	for _, row := range []struct {
+		public string
+		secure bool
+	}{{"", false}, {"http://ci.example:8080", false}, {"https://ci.example/", true}} {
+		cfg := plain.cfg
+		cfg.Public = row.public
+		p, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.stopPage()
+		w.page = p
+		w.startPage(free(t))
+		b := w.browser()
+		r := b.get("/login", "X-Forwarded-Proto", "https", "Forwarded", "proto=https")
+		login, _, _ := strings.Cut(r.header.Get("Set-Cookie"), ";")
+		sent := []string{"Cookie", login, "X-Forwarded-Proto", "https"}
+		in := b.post("/login", url.Values{"token": {alice}, "csrf": {r.hidden("csrf")}}, sent...)
+		out := b.post("/login", url.Values{"token": {"wrong"}, "csrf": {"none"}})
+		for _, cookie := range append(append(r.header.Values("Set-Cookie"), in.header.Values("Set-Cookie")...), out.header.Values("Set-Cookie")...) {
+			if strings.Contains(cookie, "; Secure") != row.secure {
+				t.Errorf("with the public URL %q the cookie is %q", row.public, cookie)
+			}
+		}
+		if in.status != 303 || len(in.header.Values("Set-Cookie")) != 1 {
+			t.Errorf("with the public URL %q: %d, %q", row.public, in.status, in.header)
+		}
+		if hint := strings.Contains(out.body, "log in at https://ci.example"); hint != row.secure {
+			t.Errorf("with the public URL %q: %s", row.public, out.body)
+		}
+		// The proxy may ask for another host than the browser did.
+		for origin, want := range map[string]int{strings.TrimSuffix(row.public, "/"): 303, "https://evil.example": 403} {
+			if origin == "" {
+				continue
+			}
+			q := b.request(http.MethodPost, "/login", url.Values{"token": {alice}, "csrf": {r.hidden("csrf")}}.Encode(),
+				"Content-Type", "application/x-www-form-urlencoded", "Cookie", login, "Origin", origin)
+			b.wants(b.do(q), want)
+		}
+	}
+	for _, bad := range []string{"ci.example", "ftp://ci.example", "https://", "https://ci.example/footplate", "https://me@ci.example", "https://ci.example?x", ":"} {
+		cfg := plain.cfg
+		cfg.Public = bad
+		if _, err := New(cfg); fleet.CodeOf(err) != fleet.CodeInvalid {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 
@@ -360,7 +447,7 @@ func TestChannelGoesOnWhereItWas(t *testing.T) {
 	w.does("org set dime --slots 4")
 	read(b.events("/events?after="+last.id), "dime")
 	for n := range len(seen) {
-		if !seen[fmt.Sprint(n+1)] {
+		if !seen[w.page.lineID(uint64(n+1))] {
 			t.Errorf("line %d is missing", n+1)
 		}
 	}
@@ -372,6 +459,36 @@ func TestChannelGoesOnWhereItWas(t *testing.T) {
 		continue
 	}
 	b.wants(b.get("/events?after=x", "Accept", "text/event-stream"), 400, "Last-Event-ID")
+}
+
+// After a recovery lines have numbers that others had before: who comes back is
+// given the channel anew.
+func TestChannelOfARecoveredCluster(t *testing.T) {
+	w := newWorld(t)
+	b := w.visitor(vera)
+	w.does("org set acme --slots 4")
+	last := b.events("/events").next("line")
+	cfg := w.page.cfg
+	cfg.Epoch = 20261121132854
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.stopPage()
+	w.page = p
+	w.startPage(strings.TrimPrefix(w.url, "http://"))
+	for _, s := range []*sse{b.events("/events?after=0.999999"), b.events("/events", "Last-Event-ID", last.id)} {
+		if e := s.next("anew"); !strings.Contains(e.data, "recovered") {
+			t.Errorf("%+v", e)
+		}
+		if e := s.next("line"); e.id != "20261121132854.1" {
+			t.Errorf("the first line is %+v", e)
+		}
+	}
+	// In the same epoch it goes on.
+	if e := b.events("/events?after=20261121132854.1").next("line"); e.id != "20261121132854.2" {
+		t.Errorf("the next line is %+v", e)
+	}
 }
 
 func TestReadChannelTellsWhatIsNotKept(t *testing.T) {

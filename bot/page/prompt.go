@@ -127,9 +127,7 @@ func (v *visit) fill(ctx context.Context, a *answer, key, confirm string, readin
 func (v *visit) query(ctx context.Context, a *answer, call *op.Call) error {
 	raw, age, err := v.api.Query(ctx, call.Op, call.Args, call.Options.Stale)
 	if err != nil {
-		if fleet.CodeOf(err) == fleet.CodeUnavailable && !call.Options.Stale {
-			a.Links = append(a.Links, link{"answer from what this node has", ask(a.Line + " --stale")})
-		}
+		a.offerStale(call, err)
 		return err
 	}
 	if call.Options.Stale {
@@ -145,6 +143,13 @@ func (v *visit) query(ctx context.Context, a *answer, call *op.Call) error {
 	s, err := shapeOf(call.Op, raw, call.Options.Output == "wide")
 	a.Shape = &s
 	return err
+}
+
+// offerStale links to what can be answered without a quorum.
+func (a *answer) offerStale(call *op.Call, err error) {
+	if fleet.CodeOf(err) == fleet.CodeUnavailable && !call.Options.Stale {
+		a.Links = append(a.Links, link{"answer from what this node has", ask(a.Line + " --stale")})
+	}
 }
 
 func indent(raw json.RawMessage) string {
@@ -169,14 +174,18 @@ func (v *visit) stream(ctx context.Context, a *answer, call *op.Call) error {
 	if call.Op.Logged() {
 		return fleet.Invalidf("%s writes a file: the page cannot take it", call.Op.Name).WithHint("run it from the command line: footplate %s", call.Op.Name)
 	}
-	r, err := v.api.Stream(ctx, call.Op, call.Args)
+	r, err := v.api.Stream(ctx, call.Op, call.Args, client.Options{Stale: call.Options.Stale})
 	if err != nil {
+		a.offerStale(call, err)
 		return err
 	}
 	defer r.Close()
 	b, err := io.ReadAll(io.LimitReader(r, maxShown+1))
 	if err != nil {
 		return err
+	}
+	if call.Options.Stale {
+		a.Note = "stale: answered without a quorum"
 	}
 	if len(b) > maxShown {
 		b = b[:bytes.LastIndexByte(b[:maxShown], '\n')+1]

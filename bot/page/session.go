@@ -144,12 +144,38 @@ func (p *Page) loginForm(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, own(r.URL.Query().Get("to")), http.StatusSeeOther)
 		return
 	}
-	p.views.page(w, http.StatusOK, "login", nil, "log in", loginView{To: own(r.URL.Query().Get("to"))})
+	p.views.page(w, http.StatusOK, "login", nil, "log in", loginView{To: own(r.URL.Query().Get("to")), CSRF: p.loginSecret(w, r)})
 }
 
 type loginView struct {
-	To  string
-	Err *fleet.Error
+	To   string
+	CSRF string
+	Err  *fleet.Error
+}
+
+// loginCookie is the name of the cookie that a log-in form fits.
+func (p *Page) loginCookie() string { return p.seal.cookie + "-login" }
+
+// loginForm returns the secret of a log-in form that fits a cookie. A session's
+// nonce has no blank: none of its forms fits.
+func (s *sealer) loginForm(cookie string) string { return s.form("login " + cookie) }
+
+// loginSecret returns the secret of the visitor's log-in form. The cookie stays
+// when there is one: forms may be open in several windows.
+func (p *Page) loginSecret(w http.ResponseWriter, r *http.Request) string {
+	if c, err := r.Cookie(p.loginCookie()); err == nil && len(c.Value) == len(rand.Text()) {
+		return p.seal.loginForm(c.Value)
+	}
+	c := p.cookie(r, rand.Text(), 0) // until the browser is closed
+	c.Name = p.loginCookie()
+	http.SetCookie(w, c)
+	return p.seal.loginForm(c.Value)
+}
+
+// ownLogin reports whether a log-in comes from a form that this browser was given.
+func (p *Page) ownLogin(r *http.Request) bool {
+	c, err := r.Cookie(p.loginCookie())
+	return err == nil && hmac.Equal([]byte(r.PostFormValue("csrf")), []byte(p.seal.loginForm(c.Value)))
 }
 
 // own returns a path of the page itself, whatever was asked for.
@@ -165,7 +191,16 @@ func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 	to := own(r.PostFormValue("to"))
 	token := strings.TrimSpace(r.PostFormValue("token"))
 	refuse := func(e *fleet.Error) {
-		p.views.page(w, e.Code.Meaning().HTTP, "login", nil, "log in", loginView{To: to, Err: e})
+		p.views.page(w, e.Code.Meaning().HTTP, "login", nil, "log in", loginView{To: to, CSRF: p.loginSecret(w, r), Err: e})
+	}
+	if !p.ownLogin(r) {
+		e := fleet.Deniedf("the form was not made for this browser: nobody was logged in")
+		if p.secure && r.TLS == nil {
+			refuse(e.WithHint("log in at %s: by another address the browser keeps no cookie", p.cfg.Public))
+			return
+		}
+		refuse(e.WithHint("once more; the browser must keep cookies"))
+		return
 	}
 	if token == "" || len(token) > maxToken || strings.ContainsAny(token, " \t\r\n") {
 		refuse(fleet.Invalidf("that is not a token").WithHint("it is one word: paste all of it"))
@@ -215,7 +250,7 @@ func (v *visit) Role() fleet.Role { return v.session.Role }
 func (p *Page) cookie(r *http.Request, value string, age int) *http.Cookie {
 	return &http.Cookie{
 		Name: p.seal.cookie, Value: value, Path: "/", MaxAge: age,
-		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil,
+		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: p.secure || r.TLS != nil,
 	}
 }
 

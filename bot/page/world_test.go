@@ -226,7 +226,7 @@ func (w *world) browser() *browser {
 func (w *world) visitor(token string) *browser {
 	w.t.Helper()
 	b := w.browser()
-	if r := b.post("/login", url.Values{"token": {token}}); r.status != http.StatusSeeOther {
+	if r := b.login(url.Values{"token": {token}}); r.status != http.StatusSeeOther {
 		w.t.Fatalf("log in: %d %s", r.status, r.body)
 	}
 	r := b.get("/")
@@ -278,6 +278,13 @@ func (b *browser) get(path string, header ...string) response {
 func (b *browser) post(path string, form url.Values, header ...string) response {
 	b.w.t.Helper()
 	return b.do(b.request(http.MethodPost, path, form.Encode(), append([]string{"Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "same-origin"}, header...)...))
+}
+
+// login fills in the form.
+func (b *browser) login(form url.Values) response {
+	b.w.t.Helper()
+	form.Set("csrf", b.get("/login").hidden("csrf"))
+	return b.post("/login", form)
 }
 
 // run types a line into the prompt; more are further fields of the form.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -25,9 +26,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// envPublic is where browsers find the page, when that is not a node's own address.
+const envPublic = "FOOTPLATE_PUBLIC_URL"
+
 // serverReads are the settings of a node in the environment.
 func serverReads() []cli.Variable {
 	return append(append(postgresReads(), slackReads()...),
+		cli.Variable{Name: envPublic, Help: "URL by which browsers reach the page, when a proxy ends TLS before the nodes; --api when left out"},
 		cli.Variable{Name: "GOGC", Help: "how the Go runtime collects garbage; 400 when left out"},
 		cli.Variable{Name: "NOTIFY_SOCKET", Help: "set by systemd, which is told when the node is up"},
 		cli.Variable{Name: "SUDO_USER", Help: "set by sudo: who restores or recovers, in the record"},
@@ -132,7 +137,10 @@ With --tls everything is encrypted, URLs begin with https://, and only who has a
 				}
 			}
 		}
-		cfg.Postgres = os.Getenv(envPostgres)
+		cfg.Postgres, cfg.Public = os.Getenv(envPostgres), os.Getenv(envPublic)
+		if u, err := url.Parse(cfg.API); err == nil && cfg.Public == "" && tlsDir == "" && u.Scheme == "https" {
+			cfg.Public = "https://" + u.Host // a proxy ends TLS for all who come
+		}
 		if cfg.Log, err = logger(); err != nil {
 			return err
 		}

@@ -164,8 +164,9 @@
       if (Date.now() - started > 3000) { li.classList.add('new'); setTimeout(() => li.classList.remove('new'), 1500); }
       put(li);
     };
+    const anew = text => { channel.replaceChildren(); newest = 0; stick = true; note(text); };
     live('/events', {
-      line: add, again: add, gap: note,
+      line: add, again: add, gap: note, anew,
       'piece-state': d => swap('state', d), 'piece-glance': d => swap('glance', d), 'piece-detail': d => swap('detail', d),
     }, { state: connection });
   }
