@@ -60,7 +60,7 @@ func loopNote(v *state.View, l fleet.Loop) string {
 
 // heldWords says what the guard holds back in a pool.
 func heldWords(p fleet.Pool) string {
-	return fmt.Sprintf("silent hosts of pool %q are not replaced since %s: %s", p.Name, p.HeldAt, p.HeldWhy)
+	return fmt.Sprintf("silent hosts of pool %q are not replaced since %s: %s", p.Name, moment(p.HeldAt), p.HeldWhy)
 }
 
 // AutomationArgs names a loop.

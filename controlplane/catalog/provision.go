@@ -364,5 +364,5 @@ var PoolStrand = op.Internal(op.Spec{
 
 // strandedWords says what becomes of a pool without its provider.
 func strandedWords(p fleet.Pool) string {
-	return fmt.Sprintf("hosts of pool %q are neither launched nor ended since %s: the leader was started without the provider %q", p.Name, p.StrandedAt, p.Provider)
+	return fmt.Sprintf("hosts of pool %q are neither launched nor ended since %s: the leader was started without the provider %q", p.Name, moment(p.StrandedAt), p.Provider)
 }
