@@ -50,6 +50,10 @@ type Request struct {
 	// that was shown, which then must still be the plan.
 	Confirm string `json:"confirm,omitempty"`
 	Via     string `json:"via,omitempty"`
+	// Repeat is what a chat says. With "ask", what the same person has had done
+	// in a chat within state.RepeatWindow fails with CodeConfirm and without a
+	// plan; with "meant" it is done again.
+	Repeat state.Repeat `json:"repeat,omitempty"`
 }
 
 // Reply answers a Request.

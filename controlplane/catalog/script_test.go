@@ -79,14 +79,23 @@ func replay(reg *op.Registry, st *state.State, data []byte) (op.Applied, error) 
 }
 
 // parse reads one line of a script: "alice: pool scale linux 4" or, for what
-// loops, agents and nodes propose, "provision: host gone {json}".
+// loops, agents and nodes propose, "provision: host gone {json}". What "alice in
+// chat" has just had done is asked about, and "alice means" it.
 func (w *world) parse(line string) (state.Command, *op.Call, error) {
 	who, what, ok := strings.Cut(line, ": ")
 	if !ok {
 		w.t.Fatalf("%q names nobody", line)
 	}
 	who, refused := strings.CutSuffix(who, " refused")
+	who, chat := strings.CutSuffix(who, " in chat")
+	who, means := strings.CutSuffix(who, " means")
 	c := state.Command{By: fleet.Principal(who), Role: fleet.Operator, Via: "cli/test"}
+	switch {
+	case chat:
+		c.Repeat = state.RepeatAsk
+	case means:
+		c.Repeat = state.RepeatMeant
+	}
 	if name, raw, ok := strings.Cut(what, " {"); ok {
 		o, known := w.reg.Get(name)
 		if known && o.Hidden() {

@@ -27,6 +27,7 @@ import (
 
 	"footplate/controlplane/api"
 	"footplate/controlplane/op"
+	"footplate/controlplane/state"
 	"footplate/fleet"
 
 	"github.com/google/uuid"
@@ -101,6 +102,7 @@ func New(cfg Config) (*Client, error) {
 type Options struct {
 	Key, Reason, Incident, Confirm string
 	DryRun                         bool
+	Repeat                         state.Repeat
 	Stale                          bool // of a stream that leaves no entry: without a quorum, from whatever the node has
 }
 
@@ -146,7 +148,7 @@ func (c *Client) request(o *op.Op, args json.RawMessage, opts Options) (body []b
 	}
 	body, err = json.Marshal(api.Request{
 		Args: args, Key: opts.Key, Reason: opts.Reason, Incident: opts.Incident,
-		DryRun: opts.DryRun, Confirm: opts.Confirm, Via: c.cfg.Via,
+		DryRun: opts.DryRun, Confirm: opts.Confirm, Via: c.cfg.Via, Repeat: opts.Repeat,
 	})
 	if err != nil {
 		return nil, "", fleet.Invalidf("arguments of %s: %s", o.Name, err)

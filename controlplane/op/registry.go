@@ -164,6 +164,14 @@ func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool, e
 		}
 	}
 
+	if c.Repeat == state.RepeatAsk && c.Refusal == nil && !skipped {
+		if again := Repeats(st.Peek(), st.Clock, c); again != nil {
+			// Nothing is decided yet: there is no entry, and the key stays free for the
+			// answer.
+			return state.Outcome{Err: again}
+		}
+	}
+
 	var res Result
 	var err error
 	outcome := fleet.EntryDone
@@ -187,9 +195,31 @@ func (r *Registry) one(st *state.State, o *Op, c *state.Command, skipped bool, e
 	out := o.outcome(res, err)
 	out.Entry = r.record(st, o, c, outcome, res, out.Err, entries)
 	if keyID != "" && outcome != fleet.EntryRefused {
-		st.Remember(state.Remembered{ID: keyID, Op: c.Op, Args: argsHash, At: st.Clock, Outcome: out})
+		recent := c.Repeat != "" && outcome == fleet.EntryDone
+		st.Remember(state.Remembered{ID: keyID, Op: c.Op, Args: argsHash, At: st.Clock, Outcome: out}, recent)
 	}
 	return out
+}
+
+// Repeats returns the question whether to do c again, when it is to be asked and
+// the same person has just had the same done in a chat: what failed is tried
+// again without a word. The first outcome is part of the question.
+//
+// It is Apply that decides, so that two replicas of a bot which get the two
+// presses of a key at the same moment cannot both act.
+func Repeats(v *state.View, now fleet.Time, c *state.Command) *fleet.Error {
+	if c.Repeat != state.RepeatAsk {
+		return nil
+	}
+	first, ok := v.JustDone(c.By, hashArgs(c), now)
+	if !ok {
+		return nil
+	}
+	msg := fmt.Sprintf("you have done the same %s ago: %s", max(now.Sub(first.At)/fleet.Second*fleet.Second, fleet.Second), first.Outcome.Text)
+	if first.Outcome.Entry != 0 {
+		msg += fmt.Sprintf(" (entry %d)", first.Outcome.Entry)
+	}
+	return &fleet.Error{Code: fleet.CodeConfirm, Msg: msg, Hint: "nothing was done now; if it is meant, ask again and say so"}
 }
 
 // record writes the audit entry of a command and puts it into the outbox; 0

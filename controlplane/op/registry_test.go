@@ -157,6 +157,30 @@ func TestDedupe(t *testing.T) {
 	l.checkChain()
 }
 
+// TestRepeats: two presses of a key in one batch act once, whichever replica of a
+// bot they come from; what they ask leaves no entry and no key. A command that is
+// stepped over asks nothing.
+func TestRepeats(t *testing.T) {
+	l := newLog(t)
+	press := func(key string, says state.Repeat) state.Command {
+		c := set("acme", 7)
+		c.Key, c.Repeat = key, says
+		return c
+	}
+	outs := l.apply(press("k1", state.RepeatAsk), press("k2", state.RepeatAsk))
+	if outs[0].Err != nil || fleet.CodeOf(outs[1].Err) != fleet.CodeConfirm || outs[1].Entry != 0 || outs[1].Err.Plan != nil ||
+		outs[1].Err.Msg != `you have done the same 1s ago: org "acme" has 7 slots (entry 1)` {
+		t.Errorf("two presses give %+v", outs)
+	}
+	if len(l.entries) != 1 || l.st.Keys.Len() != 1 {
+		t.Errorf("they leave %v and %d keys", l.texts(), l.st.Keys.Len())
+	}
+	applied, err := l.reg.Apply(l.st, l.st.Index+1, state.Batch{At: l.now, Commands: []state.Command{press("k3", state.RepeatAsk)}}, []int{0})
+	if err != nil || len(applied.Entries) != 1 || applied.Entries[0].Outcome != fleet.EntrySkipped {
+		t.Errorf("stepping over gives %+v, %v", applied, err)
+	}
+}
+
 // TestRefusals: the repeats of a refusal make one entry a window, which says
 // how many there were; the window is by principal, operation and code.
 func TestRefusals(t *testing.T) {

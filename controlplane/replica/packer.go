@@ -170,7 +170,7 @@ func asLogged(c state.Command, encoded []byte) (state.Command, error) {
 	before, unchanged := bytes.CutSuffix(encoded[:len(encoded)-1], c.Args)
 	same := c.Refusal == nil && len(c.ApprovedBy) == 0 &&
 		unchanged && bytes.HasSuffix(before, []byte(`"args":`))
-	for _, s := range [...]string{c.Key, c.Op, string(c.By), string(c.Role), c.Via, c.Reason, c.Incident, c.Plan, c.Salt} {
+	for _, s := range [...]string{c.Key, c.Op, string(c.By), string(c.Role), c.Via, c.Reason, c.Incident, c.Plan, c.Salt, string(c.Repeat)} {
 		same = same && utf8.ValidString(s)
 	}
 	for i := range c.Saw {

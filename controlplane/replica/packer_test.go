@@ -13,7 +13,7 @@ import (
 )
 
 func TestLeaderAppliesWhatIsLogged(t *testing.T) {
-	if n := reflect.TypeFor[state.Command]().NumField(); n != 15 {
+	if n := reflect.TypeFor[state.Command]().NumField(); n != 16 {
 		t.Fatalf("a command has %d fields: asLogged must know each", n)
 	}
 	for name, change := range map[string]func(*state.Command){

@@ -153,7 +153,11 @@ func check(q *api.Request) error {
 			return fleet.Invalidf("%s has a control character in it", f.name)
 		}
 	}
-	return nil
+	switch q.Repeat {
+	case "", state.RepeatAsk, state.RepeatMeant:
+		return nil
+	}
+	return fleet.Invalidf("repeat is %q; it can be %s or %s", q.Repeat, state.RepeatAsk, state.RepeatMeant)
 }
 
 // Do runs an operation that is logged, on the leader: elsewhere it fails with
@@ -178,7 +182,7 @@ func (d *Door) Do(ctx context.Context, c Caller, o *op.Op, q api.Request) (api.R
 	}
 	cmd := state.Command{
 		Key: q.Key, Op: o.Name, Ver: o.Version(), By: c.Principal, Role: c.Role, Via: q.Via,
-		Reason: q.Reason, Incident: q.Incident, Salt: randomHex(16), Args: raw,
+		Reason: q.Reason, Incident: q.Incident, Salt: randomHex(16), Repeat: q.Repeat, Args: raw,
 	}
 	if no := c.May(o); no != nil {
 		d.metrics.refusals.WithLabelValues(o.Name).Inc()
@@ -192,6 +196,11 @@ func (d *Door) Do(ctx context.Context, c Caller, o *op.Op, q api.Request) (api.R
 	}
 	view := d.cfg.View()
 	if _, done := view.Keys.Get(string(c.Principal) + "\x00" + q.Key); !done {
+		// Whoever is to be asked is asked before a plan is shown. Apply has the last
+		// word.
+		if again := op.Repeats(view, d.cfg.Now(), &cmd); again != nil {
+			return api.Reply{}, again
+		}
 		// A command that is repeated with its key was confirmed before, and its
 		// plan is no longer what would be done.
 		if err := d.confirm(ctx, o, &cmd, q.Confirm); err != nil {

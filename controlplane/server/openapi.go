@@ -121,6 +121,7 @@ func postOf(o *op.Op) object {
 			"reason":   text("why, for the record"),
 			"incident": text("the incident that this belongs to"),
 			"confirm":  text("yes, or the hash of the plan that was shown, for what is disruptive"),
+			"repeat":   object{"type": "string", "enum": []string{"ask", "meant"}, "description": "of a chat: ask before the same is done for the same person twice within a minute; meant, and it is done again"},
 			"via":      text("the surface and its version"),
 			"dry_run":  object{"type": "boolean", "description": "show what it would do, and do nothing"},
 		},

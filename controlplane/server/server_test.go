@@ -150,6 +150,7 @@ func TestProblems(t *testing.T) {
 		{"long key", "POST", "/v1/org.set", `{"args":{"org":"acme"},"key":"` + long[:300] + `"}`, 400, fleet.CodeInvalid, "key"},
 		{"long reason", "POST", "/v1/org.set", `{"args":{"org":"acme"},"reason":"` + long[:5000] + `"}`, 400, fleet.CodeInvalid, "reason"},
 		{"control character", "POST", "/v1/org.set", `{"args":{"org":"acme"},"reason":"\u001b[2J"}`, 400, fleet.CodeInvalid, "control"},
+		{"wrong repeat", "POST", "/v1/org.set", `{"args":{"org":"acme"},"repeat":"perhaps"}`, 400, fleet.CodeInvalid, "perhaps"},
 		{"too large", "POST", "/v1/org.set", `{"reason":"` + long + `"}`, 413, fleet.CodeInvalid, "larger"},
 		{"not found", "GET", "/v1/pool.show?pool=mars", "", 404, fleet.CodeNotFound, "mars"},
 	} {

@@ -55,7 +55,7 @@ func appendCommand(c *Command) ([]byte, bool) {
 		return nil, false
 	}
 	size := 128 + len(c.Args)
-	for _, s := range [...]string{c.Key, c.Op, string(c.By), string(c.Role), c.Via, c.Reason, c.Incident, c.Plan, c.Salt} {
+	for _, s := range [...]string{c.Key, c.Op, string(c.By), string(c.Role), c.Via, c.Reason, c.Incident, c.Plan, c.Salt, string(c.Repeat)} {
 		if !isPlain(s) {
 			return nil, false
 		}
@@ -89,6 +89,7 @@ func appendCommand(c *Command) ([]byte, bool) {
 	some(`,"incident":"`, c.Incident)
 	some(`,"plan":"`, c.Plan)
 	some(`,"salt":"`, c.Salt)
+	some(`,"repeat":"`, string(c.Repeat))
 	if c.Term != 0 {
 		b = append(b, `,"term":`...)
 		b = strconv.AppendUint(b, c.Term, 10)
@@ -130,6 +131,7 @@ func readCommand(line []byte, c *Command) bool {
 	r.some(`,"incident":"`, &c.Incident)
 	r.some(`,"plan":"`, &c.Plan)
 	r.some(`,"salt":"`, &c.Salt)
+	r.some(`,"repeat":"`, (*string)(&c.Repeat))
 	if r.has(`,"term":`) {
 		c.Term = r.number(`,"term":`)
 	}

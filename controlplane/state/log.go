@@ -22,8 +22,9 @@ type Command struct {
 	Reason     string            `json:"reason,omitempty"`
 	Incident   string            `json:"incident,omitempty"`
 	ApprovedBy []fleet.Principal `json:"approved_by,omitempty"`
-	Plan       string            `json:"plan,omitempty"` // hash of the plan that was confirmed
-	Salt       string            `json:"salt,omitempty"` // hex, for the audit entry
+	Plan       string            `json:"plan,omitempty"`   // hash of the plan that was confirmed
+	Salt       string            `json:"salt,omitempty"`   // hex, for the audit entry
+	Repeat     Repeat            `json:"repeat,omitempty"` // what a chat says; empty from elsewhere
 
 	// Term is set on what the control plane decided by itself: Apply refuses it
 	// in any other term.

@@ -31,7 +31,7 @@ func TestBatchRoundTrip(t *testing.T) {
 				Key: text.Draw(t, "key"), Op: text.Draw(t, "op"), Ver: rapid.Int().Draw(t, "ver"),
 				By: fleet.Principal(text.Draw(t, "by")), Role: fleet.Role(text.Draw(t, "role")), Via: text.Draw(t, "via"),
 				Reason: text.Draw(t, "reason"), Incident: text.Draw(t, "incident"), Plan: text.Draw(t, "plan"),
-				Salt: text.Draw(t, "salt"), Term: rapid.Uint64().Draw(t, "term"),
+				Salt: text.Draw(t, "salt"), Repeat: Repeat(text.Draw(t, "repeat")), Term: rapid.Uint64().Draw(t, "term"),
 			}
 			if rapid.Bool().Draw(t, "full") {
 				c.ApprovedBy = []fleet.Principal{"bob", fleet.Principal(text.Draw(t, "approved"))}

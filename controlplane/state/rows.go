@@ -26,6 +26,20 @@ type Remembered struct {
 	Outcome Outcome    `json:"outcome"`
 }
 
+// Repeat is what a chat says of a command that may be a second press of the same
+// key. Only chats say it: what comes from elsewhere has keys of its own making.
+type Repeat string
+
+// What a chat can say.
+const (
+	RepeatAsk   Repeat = "ask"   // if the person has just had the same done, it is not done
+	RepeatMeant Repeat = "meant" // the person was asked, and means it
+)
+
+// RepeatWindow is how long the same command of the same person is taken for a
+// second press of the same key, on the state clock.
+const RepeatWindow = fleet.Minute
+
 // Refusals counts the repeats of one refusal, so that they make one entry.
 type Refusals struct {
 	At    fleet.Time `json:"at"`    // of the newest entry

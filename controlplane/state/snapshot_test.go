@@ -32,7 +32,7 @@ func sample() *State {
 	})
 	st.Remember(Remembered{ID: "alice\x00k", Op: "org set", At: st.Clock, Outcome: Outcome{
 		Entry: 1, Text: "made", Result: json.RawMessage(`{"a":[1]}`), Err: fleet.Invalidf("no").WithHint("yes"),
-	}})
+	}}, false)
 	return st
 }
 

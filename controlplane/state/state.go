@@ -63,6 +63,7 @@ type tables struct {
 	Pauses   *Table[fleet.Loop, fleet.Pause]
 	Keys     *Table[string, Remembered]
 	KeyOrder *Table[fleet.EntryNo, string] // Keys by age
+	Recent   *Table[fleet.EntryNo, string] // of KeyOrder, what chats have had done within RepeatWindow
 	Refusals *Table[string, Refusals]
 	Outbox   *Table[fleet.EntryNo, Parcel]
 	Channel  *Table[fleet.EntryNo, Line]
@@ -102,6 +103,7 @@ func New() *State {
 		Pauses:   named[fleet.Loop, fleet.Pause]("pauses", j),
 		Keys:     named[string, Remembered]("keys", j),
 		KeyOrder: numbered[fleet.EntryNo, string]("key_order", j),
+		Recent:   numbered[fleet.EntryNo, string]("recent", j),
 		Refusals: named[string, Refusals]("refusals", j),
 		Outbox:   numbered[fleet.EntryNo, Parcel]("outbox", j),
 		Channel:  numbered[fleet.EntryNo, Line]("channel", j),
@@ -113,7 +115,7 @@ func New() *State {
 	}
 	st.all = []anyTable{
 		st.Nodes, st.Tokens, st.Grants, st.Orgs, st.Pools, st.Hosts, st.Launches, st.Builds, st.Attempts,
-		st.Gates, st.Pauses, st.Keys, st.KeyOrder, st.Refusals, st.Outbox, st.Channel, st.Sinks,
+		st.Gates, st.Pauses, st.Keys, st.KeyOrder, st.Recent, st.Refusals, st.Outbox, st.Channel, st.Sinks,
 		st.Erasures, st.Anchors, st.Postings, st.Edits,
 	}
 	st.Builds.onChange = func(old, now *fleet.Build) {
@@ -135,27 +137,35 @@ type Tx struct {
 
 // View returns the state as this command sees it, for reading functions. It
 // is good until the command's next write.
-func (tx *Tx) View() *View { return tx.State.peek() }
+func (tx *Tx) View() *View { return tx.State.Peek() }
 
 // Begin opens a log entry: index is its Raft index, at the leader's clock. The
-// state clock never moves backwards. Keys older than KeyTTL are forgotten.
+// state clock never moves backwards. Keys older than KeyTTL are forgotten, and
+// after RepeatWindow what chats have had done.
 func (st *State) Begin(index uint64, at fleet.Time) {
 	st.j.index = index
 	st.Index = index
 	st.Clock = max(st.Clock, at)
-	var old []fleet.EntryNo
-	for n, id := range st.KeyOrder.All() {
-		k, ok := st.Keys.Get(id)
-		if ok && k.At.Add(KeyTTL) > st.Clock {
-			break
-		}
-		old = append(old, n)
+	for _, n := range st.olderThan(RepeatWindow, st.Recent.Rows) {
+		st.Recent.Delete(n)
 	}
-	for _, n := range old {
+	for _, n := range st.olderThan(KeyTTL, st.KeyOrder.Rows) {
 		id, _ := st.KeyOrder.Get(n)
 		st.Keys.Delete(id)
 		st.KeyOrder.Delete(n)
 	}
+}
+
+// olderThan returns the numbers of the keys in order that are older than ttl.
+func (st *State) olderThan(ttl fleet.Duration, order Rows[fleet.EntryNo, string]) []fleet.EntryNo {
+	var old []fleet.EntryNo
+	for n, id := range order.All() {
+		if k, ok := st.Keys.Get(id); ok && k.At.Add(ttl) > st.Clock {
+			break
+		}
+		old = append(old, n)
+	}
+	return old
 }
 
 // Do runs f as one command by by: when f fails, its writes are undone.
@@ -194,11 +204,15 @@ func (st *State) VersionOf(table, key string) (version uint64, ok bool) {
 	return 0, false
 }
 
-// Remember keeps the first outcome of a command's key.
-func (st *State) Remember(r Remembered) {
+// Remember keeps the first outcome of a command's key; recent says that a chat
+// has had it done.
+func (st *State) Remember(r Remembered, recent bool) {
 	st.Key++
 	st.Keys.Put(r.ID, r)
 	st.KeyOrder.Put(fleet.EntryNo(st.Key), r.ID)
+	if recent {
+		st.Recent.Put(fleet.EntryNo(st.Key), r.ID)
+	}
 }
 
 // Digest returns a hash of the whole state, the same on every replica that has

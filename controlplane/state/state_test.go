@@ -35,7 +35,7 @@ func dump(t failer, v *View) []byte {
 // trace is everything of a state that a failed command could leave a mark on.
 func trace(t failer, st *State) string {
 	t.Helper()
-	return st.Digest() + "\n" + string(dump(t, st.peek())) + strings.Join(derivedLines(st.derived), "\n")
+	return st.Digest() + "\n" + string(dump(t, st.Peek())) + strings.Join(derivedLines(st.derived), "\n")
 }
 
 // derivedLines writes what is derived, for comparison.
@@ -116,7 +116,7 @@ func scramble(t *rapid.T, tx *Tx) {
 		case 12:
 			write(tx.Pauses, fleet.Loop(s), fleet.Pause{Loop: fleet.Loop(s), Until: fleet.Time(n)}, gone)
 		case 13:
-			tx.Remember(Remembered{ID: s + "\x00<key>", Op: s, At: tx.Clock, Outcome: Outcome{Text: "é & <b>", Result: json.RawMessage(`{"a":1}`)}})
+			tx.Remember(Remembered{ID: s + "\x00<key>", Op: s, At: tx.Clock, Outcome: Outcome{Text: "é & <b>", Result: json.RawMessage(`{"a":1}`)}}, n%2 == 0)
 		case 14:
 			write(tx.Refusals, s, Refusals{At: fleet.Time(n), Count: 1}, gone)
 		case 15:
@@ -305,7 +305,7 @@ func TestEveryTable(t *testing.T) {
 	v := st.Publish()
 	one("Publish", reflect.ValueOf(v).Elem())
 	one("Publish, again", reflect.ValueOf(st.Publish()).Elem())
-	one("peek", reflect.ValueOf(st.peek()).Elem())
+	one("peek", reflect.ValueOf(st.Peek()).Elem())
 	one("Scratch", reflect.ValueOf(v.Scratch().Publish()).Elem())
 	text := string(dump(t, v))
 	var dumped []string
@@ -361,7 +361,7 @@ func TestKeysExpire(t *testing.T) {
 	start := fleet.Time(1_000_000)
 	for i := range 300 {
 		st.Begin(uint64(i+1), start.Add(fleet.Duration(i)*fleet.Minute))
-		st.Remember(Remembered{ID: fmt.Sprintf("alice\x00%d", i), At: st.Clock})
+		st.Remember(Remembered{ID: fmt.Sprintf("alice\x00%d", i), At: st.Clock}, false)
 	}
 	for _, row := range []struct {
 		at   fleet.Duration
@@ -375,9 +375,53 @@ func TestKeysExpire(t *testing.T) {
 			t.Errorf("after %s there are %d keys in an order of %d, not %d", row.at, st.Keys.Len(), st.KeyOrder.Len(), row.left)
 		}
 	}
-	st.Remember(Remembered{ID: "alice\x00again", At: st.Clock})
+	st.Remember(Remembered{ID: "alice\x00again", At: st.Clock}, false)
 	if st.Keys.Len() != 1 || st.Key != 301 {
 		t.Errorf("%d keys, counter %d", st.Keys.Len(), st.Key)
+	}
+}
+
+// TestRecent: what a chat has had done is found for RepeatWindow on the state
+// clock, the newest first, and then leaves the state; its key stays.
+func TestRecent(t *testing.T) {
+	st := New()
+	start := fleet.Time(1_000_000)
+	did := func(after fleet.Duration, id, args string, recent bool) {
+		st.Begin(st.Index+1, start.Add(after))
+		st.Remember(Remembered{ID: id, Args: args, At: st.Clock, Outcome: Outcome{Text: id}}, recent)
+	}
+	did(0, "alice\x001", "x", true)
+	did(0, "ali\x001", "y", true)
+	did(1, "alice\x002", "x", false) // not in a chat
+	did(20*fleet.Second, "alice\x003", "x", true)
+	did(30*fleet.Second, "alice\x004", "z", true)
+	v := st.Publish()
+	for _, row := range []struct {
+		by   fleet.Principal
+		args string
+		at   fleet.Duration
+		want string
+	}{
+		{"alice", "x", 30 * fleet.Second, "alice\x003"},
+		{"alice", "x", RepeatWindow + 20*fleet.Second - 1, "alice\x003"},
+		{"alice", "x", RepeatWindow + 20*fleet.Second, ""},
+		{"alice", "z", RepeatWindow + 20*fleet.Second, "alice\x004"},
+		{"ali", "y", RepeatWindow - 1, "ali\x001"},
+		{"alice", "y", 0, ""},
+		{"ali", "x", 0, ""},
+	} {
+		if got, ok := v.JustDone(row.by, row.args, start.Add(row.at)); got.ID != row.want || ok != (row.want != "") {
+			t.Errorf("%s, %s after %s: %q, not %q", row.by, row.args, row.at, got.ID, row.want)
+		}
+	}
+	for _, row := range []struct {
+		at   fleet.Duration
+		left int
+	}{{RepeatWindow - 1, 4}, {RepeatWindow, 2}, {RepeatWindow + 20*fleet.Second, 1}, {0, 1}, {RepeatWindow + 30*fleet.Second, 0}} {
+		st.Begin(st.Index+1, start.Add(row.at))
+		if st.Recent.Len() != row.left || st.Keys.Len() != 5 {
+			t.Errorf("after %s there are %d recent of %d keys, not %d of 5", row.at, st.Recent.Len(), st.Keys.Len(), row.left)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package state
 
 import (
 	"iter"
+	"strings"
 
 	"footplate/fleet"
 )
@@ -23,6 +24,7 @@ type View struct {
 	Pauses   Rows[fleet.Loop, fleet.Pause]
 	Keys     Rows[string, Remembered]
 	KeyOrder Rows[fleet.EntryNo, string]
+	Recent   Rows[fleet.EntryNo, string]
 	Refusals Rows[string, Refusals]
 	Outbox   Rows[fleet.EntryNo, Parcel]
 	Channel  Rows[fleet.EntryNo, Line]
@@ -46,7 +48,7 @@ func (v *View) tables() []dumper {
 		{"pools", v.Pools.dumpRows}, {"hosts", v.Hosts.dumpRows}, {"launches", v.Launches.dumpRows},
 		{"builds", v.dumpBuilds}, {"attempts", v.Attempts.dumpRows}, {"gates", v.Gates.dumpRows},
 		{"pauses", v.Pauses.dumpRows}, {"keys", v.Keys.dumpRows}, {"key_order", v.KeyOrder.dumpRows},
-		{"refusals", v.Refusals.dumpRows}, {"outbox", v.Outbox.dumpRows}, {"channel", v.Channel.dumpRows},
+		{"recent", v.Recent.dumpRows}, {"refusals", v.Refusals.dumpRows}, {"outbox", v.Outbox.dumpRows}, {"channel", v.Channel.dumpRows},
 		{"sinks", v.Sinks.dumpRows}, {"erasures", v.Erasures.dumpRows}, {"anchors", v.Anchors.dumpRows},
 		{"postings", v.Postings.dumpRows}, {"edits", v.Edits.dumpRows},
 	}
@@ -72,6 +74,7 @@ func (st *State) Publish() *View {
 		Pauses:   st.tables.Pauses.publish(last.Pauses),
 		Keys:     st.tables.Keys.publish(last.Keys),
 		KeyOrder: st.tables.KeyOrder.publish(last.KeyOrder),
+		Recent:   st.tables.Recent.publish(last.Recent),
 		Refusals: st.tables.Refusals.publish(last.Refusals),
 		Outbox:   st.tables.Outbox.publish(last.Outbox),
 		Channel:  st.tables.Channel.publish(last.Channel),
@@ -91,15 +94,15 @@ func (st *State) Publish() *View {
 	return v
 }
 
-// peek returns a view of the state itself, good until its next write.
-func (st *State) peek() *View {
+// Peek returns a view of the state itself, good until its next write.
+func (st *State) Peek() *View {
 	return &View{
 		Meta:  st.Meta,
 		Nodes: st.tables.Nodes.Rows, Tokens: st.tables.Tokens.Rows, Grants: st.tables.Grants.Rows, Orgs: st.tables.Orgs.Rows,
 		Pools: st.tables.Pools.Rows, Hosts: st.tables.Hosts.Rows, Launches: st.tables.Launches.Rows,
 		Builds: st.tables.Builds.Rows, Attempts: st.tables.Attempts.Rows,
 		Gates: st.tables.Gates.Rows, Pauses: st.tables.Pauses.Rows,
-		Keys: st.tables.Keys.Rows, KeyOrder: st.tables.KeyOrder.Rows, Refusals: st.tables.Refusals.Rows,
+		Keys: st.tables.Keys.Rows, KeyOrder: st.tables.KeyOrder.Rows, Recent: st.tables.Recent.Rows, Refusals: st.tables.Refusals.Rows,
 		Outbox: st.tables.Outbox.Rows, Channel: st.tables.Channel.Rows, Sinks: st.tables.Sinks.Rows,
 		Erasures: st.tables.Erasures.Rows, Anchors: st.tables.Anchors.Rows,
 		Postings: st.tables.Postings.Rows, Edits: st.tables.Edits.Rows,
@@ -128,6 +131,7 @@ func (v *View) Scratch() *State {
 	scratch(st.tables.Pauses, v.Pauses)
 	scratch(st.tables.Keys, v.Keys)
 	scratch(st.tables.KeyOrder, v.KeyOrder)
+	scratch(st.tables.Recent, v.Recent)
 	scratch(st.tables.Refusals, v.Refusals)
 	scratch(st.tables.Outbox, v.Outbox)
 	scratch(st.tables.Channel, v.Channel)
@@ -141,6 +145,22 @@ func (v *View) Scratch() *State {
 }
 
 func scratch[K key, R any](t *Table[K, R], rows Rows[K, R]) { t.s = rows.s.Copy() }
+
+// JustDone returns the newest outcome of a command that a chat has had done for
+// by, with these arguments as Remembered has them, within RepeatWindow before
+// now.
+func (v *View) JustDone(by fleet.Principal, args string, now fleet.Time) (Remembered, bool) {
+	for _, id := range v.Recent.Backward() {
+		k, _ := v.Keys.Get(id)
+		if k.At.Add(RepeatWindow) <= now {
+			break
+		}
+		if k.Args == args && strings.HasPrefix(id, string(by)+"\x00") {
+			return k, true
+		}
+	}
+	return Remembered{}, false
+}
 
 // SlotsOf returns the slots that org's promoted builds need.
 func (v *View) SlotsOf(org fleet.OrgName) int {
