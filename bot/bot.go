@@ -20,6 +20,11 @@
 // has no key, a question, goes by the same rule when the surface says that the
 // message was delivered before.
 //
+// Two messages that say the same within a minute are mostly one person's second
+// press of a key. Every command says that it comes from a chat, and Apply does not
+// do the second: the bot asks, and what is answered with "Run it again" it says to
+// be meant.
+//
 // A command has Budget to reach the log. Then it is said that it was not done,
 // or that this is not known; in the second case the bot asks again with the same
 // key until it knows, and says so. Where the surface delivers again what was not
@@ -171,7 +176,6 @@ type Bot struct {
 	Config
 	sealer
 	deliveries deliveries
-	recent     recent
 	work       sync.WaitGroup
 }
 
@@ -275,13 +279,10 @@ func (b *Bot) Click(ctx context.Context, c Click) (Post, error) {
 // message does what a message says.
 func (b *Bot) message(ctx context.Context, t *talk, m Message) {
 	line := strings.TrimSpace(m.Text)
-	words, err := op.Split(line)
+	words, err := split(line)
 	if err != nil {
 		t.fail(ctx, err)
 		return
-	}
-	if len(words) > 0 && words[0] == "footplate" {
-		words = words[1:] // as it is pasted from a runbook
 	}
 	if len(words) == 0 || words[0] == "help" {
 		var who *catalog.WhoamiRow
@@ -302,7 +303,7 @@ func (b *Bot) message(ctx context.Context, t *talk, m Message) {
 		t.fail(ctx, err)
 		return
 	}
-	r := run{Bot: b, talk: t, by: m.From, line: line, call: call, key: m.ID}
+	r := run{Bot: b, talk: t, by: m.From, line: line, call: call, key: m.ID, confirm: confirmation(call)}
 	if call.Options.Key != "" {
 		r.key = call.Options.Key
 	}
@@ -325,10 +326,16 @@ func (b *Bot) message(ctx context.Context, t *talk, m Message) {
 		})
 		return
 	}
-	if b.repeated(ctx, r) {
-		return
+	r.mutate(ctx)
+}
+
+// split cuts a line into words.
+func split(line string) ([]string, error) {
+	words, err := op.Split(line)
+	if len(words) > 0 && words[0] == "footplate" {
+		words = words[1:] // as it is pasted from a runbook
 	}
-	r.mutate(ctx, confirmation(call))
+	return words, err
 }
 
 func confirmation(c *op.Call) string {

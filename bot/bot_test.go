@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -380,28 +381,60 @@ func TestDoubleEnter(t *testing.T) {
 	})
 }
 
-// The second press waits for the first, which is still under way.
-func TestDoubleEnterWhileItRuns(t *testing.T) {
-	in(t, 1, func(w *room) {
-		w.fleet.SetFault(func(o *op.Op) bottest.Fault {
-			if o.Name != "pool scale" {
-				return bottest.Fault{}
+// Two presses at the same moment, at one replica or two, while the first is still
+// under way: one act, one question that has what came of it, and the answer to that
+// acts once.
+func TestDoubleEnterAtOnce(t *testing.T) {
+	for replicas := 1; replicas <= 2; replicas++ {
+		in(t, replicas, func(w *room) {
+			w.fleet.SetFault(func(*op.Op) bottest.Fault { return bottest.Fault{Delay: 500 * time.Millisecond} })
+			var wg sync.WaitGroup
+			answers := make([]Post, 2)
+			for i := range 2 {
+				wg.Go(func() {
+					time.Sleep(time.Duration(i) * 100 * time.Millisecond * time.Duration(2-replicas))
+					answers[i] = w.handle(i%replicas, slash(fmt.Sprint(i), "pool scale linux +1"))
+				})
 			}
-			return bottest.Fault{Delay: 500 * time.Millisecond}
+			wg.Wait()
+			w.want("done", w.done(), 1)
+			if len(answers[0].Buttons) > 0 {
+				slices.Reverse(answers)
+			}
+			w.want("first", answers[0].Text, scaled)
+			w.want("second", answers[1].Text, "you have done the same 1s ago: "+scaled+" (entry 1). Do it again?")
+			w.want("button", answers[1].Buttons[0].Label, "Run it again")
+			for range 2 {
+				w.press(replicas-1, alice, 0, answers[1].Buttons[0].Value)
+			}
+			time.Sleep(time.Minute)
+			w.want("done", w.done(), 2)
 		})
-		var wg sync.WaitGroup
-		answers := make([]string, 2)
+	}
+}
+
+// What is disruptive is asked about before its plan is shown; when both plans were
+// shown already, at the second confirmation, which then is not asked for again.
+func TestDoubleConfirm(t *testing.T) {
+	in(t, 2, func(w *room) {
 		for i := range 2 {
-			wg.Go(func() {
-				time.Sleep(time.Duration(i) * 100 * time.Millisecond)
-				answers[i] = w.handle(0, slash(fmt.Sprint(i), "pool scale linux +1")).Text
-			})
+			w.handle(i, said(fmt.Sprint(i), "queue pause --for 10m"))
 		}
-		wg.Wait()
+		w.click(0, alice, 0, 0)
+		w.want("first", w.screen.texts()[0], "paused dispatch of all builds for 10m")
+		w.click(1, alice, 1, 0)
+		w.want("second", w.screen.texts()[1], "you have done the same 1s ago: paused dispatch of all builds for 10m (entry 1). Do it again?")
 		w.want("done", w.done(), 1)
-		if answers[0] != scaled || !strings.HasPrefix(answers[1], "you have done the same") {
-			t.Errorf("answers %q", answers)
-		}
+		w.handle(0, said("2", "queue pause --for 10m"))
+		w.want("third", w.screen.texts()[2], "you have done the same 1s ago: paused dispatch of all builds for 10m (entry 1). Do it again?")
+		w.click(0, alice, 1, 0)
+		w.want("meant", w.screen.texts()[1], "paused dispatch of all builds for 10m")
+		w.want("done", w.done(), 2)
+		w.click(1, alice, 2, 0)
+		w.want("the plan", w.screen.texts()[2], "this would be done:")
+		w.want("done", w.done(), 2)
+		w.click(0, alice, 2, 0)
+		w.want("done", w.done(), 3)
 	})
 }
 
@@ -597,13 +630,12 @@ func FuzzParse(f *testing.F) {
 		if call.Op.Hidden() {
 			t.Errorf("%q is %s, which is nobody's", line, call.Op.Name)
 		}
-		one := run{Bot: b, by: alice, call: call}
 		words, err = op.Split(strings.TrimSpace(line))
 		if err != nil {
 			t.Fatal(err)
 		}
 		again, err := b.parse(words)
-		if err != nil || (&run{Bot: b, by: alice, call: again}).sameness() != one.sameness() {
+		if err != nil || again.Op != call.Op || !reflect.DeepEqual(again.Args, call.Args) {
 			t.Errorf("%q means another thing the second time: %v", line, err)
 		}
 		if p := b.redact(Post{Echo: line, Text: line, Code: line}); strings.ContainsAny(p.Echo, "\n\x00\x1b") || strings.ContainsAny(p.Code, "\x00\x1b") {

@@ -49,9 +49,6 @@ func (m *mortal) Do(ctx context.Context, by fleet.Principal, o *op.Op, args any,
 }
 
 func (m *mortal) Query(ctx context.Context, by fleet.Principal, o *op.Op, args any, stale bool) (json.RawMessage, client.Stale, error) {
-	if err := m.point("before a question"); err != nil {
-		return nil, "", err
-	}
 	return m.api.Query(ctx, by, o, args, stale)
 }
 
@@ -96,7 +93,7 @@ func (m *mortal) Find(ctx context.Context, at Place, id string) (Ref, bool, erro
 // not acknowledged, so it is delivered again, to another: the command is run once, and
 // answered once.
 func TestKilled(t *testing.T) {
-	for _, at := range []string{"before a question", "before the command", "after the commit", "before the post", "after the post"} {
+	for _, at := range []string{"before the command", "after the commit", "before the post", "after the post"} {
 		t.Run(at, func(t *testing.T) {
 			in(t, 1, func(w *room) {
 				life, die := context.WithCancel(w.ctx)

@@ -1,6 +1,7 @@
 package bot
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/client"
 	"footplate/controlplane/op"
+	"footplate/controlplane/state"
 	"footplate/fleet"
 	"footplate/fleet/fault"
 )
@@ -41,6 +43,10 @@ type run struct {
 	line string
 	call *op.Call
 	key  string
+	// confirm is the hash of the plan that was confirmed, or "yes".
+	confirm string
+	// meant says that the person was asked whether it is a second press of a key.
+	meant bool
 }
 
 func (r *run) query(ctx context.Context) {
@@ -254,14 +260,17 @@ func (r *run) dryRun(ctx context.Context) {
 }
 
 func (r *run) options(confirm string) client.Options {
-	o := r.call.Options
-	return client.Options{Key: r.key, Reason: o.Reason, Incident: o.Incident, Confirm: confirm}
+	o, repeat := r.call.Options, state.RepeatAsk
+	if r.meant {
+		repeat = state.RepeatMeant
+	}
+	return client.Options{Key: r.key, Reason: o.Reason, Incident: o.Incident, Confirm: confirm, Repeat: repeat}
 }
 
 // ask answers with a question and its two buttons.
 func (r *run) ask(ctx context.Context, why ask, plan string, p Post) {
 	t := ticket{
-		Ask: why, Line: r.line, Key: r.key, Plan: plan, By: r.by,
+		Ask: why, Line: r.line, Key: r.key, Plan: plan, By: r.by, Meant: r.meant,
 		Until: time.Now().Add(ticketLife).Unix(),
 	}
 	no, err := r.seal(t)
@@ -287,20 +296,20 @@ func (r *run) ask(ctx context.Context, why ask, plan string, p Post) {
 // click does what a button says.
 func (b *Bot) click(ctx context.Context, k *talk, c Click, t ticket) {
 	k.echo = t.Line
-	words, err := op.Split(t.Line)
+	words, err := split(t.Line)
 	if err != nil {
 		k.fail(ctx, err)
 		return
-	}
-	if len(words) > 0 && words[0] == "footplate" {
-		words = words[1:]
 	}
 	call, err := b.parse(words)
 	if err != nil {
 		k.fail(ctx, err) // another version made the button
 		return
 	}
-	r := run{Bot: b, talk: k, by: c.From, line: t.Line, call: call, key: t.Key}
+	r := run{
+		Bot: b, talk: k, by: c.From, line: t.Line, call: call, key: t.Key,
+		confirm: cmp.Or(t.Plan, confirmation(call)), meant: t.Meant || t.Ask == askRepeat,
+	}
 	if !t.Accept {
 		// Another replica may have taken the other button a moment ago.
 		if e, ok := r.done(ctx); ok {
@@ -314,19 +323,38 @@ func (b *Bot) click(ctx context.Context, k *talk, c Click, t ticket) {
 		k.fail(ctx, fleet.Conflictf("the question is more than %s old: nothing was done", fleet.DurationOf(ticketLife)).WithHint("give the command again"))
 		return
 	}
-	confirm := confirmation(call)
-	if t.Ask == askConfirm {
-		confirm = t.Plan
+	r.mutate(ctx)
+}
+
+// done returns the entry of this very command, if it was done. Without an answer
+// there is none: the record is asked to spare people trouble, not to keep a
+// promise.
+func (r *run) done(ctx context.Context) (*catalog.EntryDetail, bool) {
+	ctx, cancel := context.WithTimeout(ctx, r.Budget/2)
+	defer cancel()
+	var rows []catalog.EntryRow
+	if !r.look(ctx, catalog.AuditTail, &catalog.AuditTailArgs{Limit: 5, By: r.by, Op: r.call.Op.Name}, &rows) {
+		return nil, false
 	}
-	r.mutate(ctx, confirm)
+	for i := len(rows) - 1; i >= 0; i-- {
+		var e catalog.EntryDetail
+		if rows[i].Outcome == fleet.EntryDone && r.look(ctx, catalog.AuditShow, &catalog.AuditShowArgs{Entry: rows[i].N}, &e) && e.Key == r.key {
+			return &e, true
+		}
+	}
+	return nil, false
+}
+
+func (r *run) look(ctx context.Context, o *op.Op, args, into any) bool {
+	raw, _, err := r.API.Query(ctx, r.by, o, args, false)
+	return err == nil && json.Unmarshal(raw, into) == nil
 }
 
 // mutate runs a command, and says what came of it.
-func (r *run) mutate(ctx context.Context, confirm string) {
-	finish := r.recent.started(r)
+func (r *run) mutate(ctx context.Context) {
 	within, cancel := context.WithTimeout(ctx, r.Budget)
 	fault.Here(fault.BotParsed)
-	reply, err := r.API.Do(within, r.by, r.call.Op, r.call.Args, r.options(confirm))
+	reply, err := r.API.Do(within, r.by, r.call.Op, r.call.Args, r.options(r.confirm))
 	fault.Here(fault.BotProposed)
 	cancel()
 	if code(err) == fleet.CodeUnknown {
@@ -334,14 +362,13 @@ func (r *run) mutate(ctx context.Context, confirm string) {
 			Text: fmt.Sprintf("it is not known yet whether %s was done", r.call.Op.Name),
 			Note: "asking again with the same key, which never acts twice; the answer follows",
 		})
-		reply, err = r.insist(ctx, confirm)
+		reply, err = r.insist(ctx)
 	}
-	finish(reply, err)
 	r.answer(ctx, reply, err)
 }
 
 // insist asks what came of a command until it is known, or for long enough.
-func (r *run) insist(ctx context.Context, confirm string) (api.Reply, error) {
+func (r *run) insist(ctx context.Context) (api.Reply, error) {
 	until := time.Now().Add(askAgain)
 	for pause := 500 * time.Millisecond; ; pause = min(2*pause, 15*time.Second) {
 		select {
@@ -350,7 +377,7 @@ func (r *run) insist(ctx context.Context, confirm string) (api.Reply, error) {
 			return api.Reply{}, r.notKnown()
 		}
 		within, cancel := context.WithTimeout(ctx, patience)
-		reply, err := r.API.Do(within, r.by, r.call.Op, r.call.Args, r.options(confirm))
+		reply, err := r.API.Do(within, r.by, r.call.Op, r.call.Args, r.options(r.confirm))
 		cancel()
 		// "Nothing was done" is true of this question, not of the first.
 		if c := code(err); c != fleet.CodeUnknown && c != fleet.CodeUnavailable {
@@ -394,6 +421,9 @@ func (r *run) answer(ctx context.Context, reply api.Reply, err error) {
 			nothing.Msg += ": nothing was done"
 		}
 		r.talk.giveBack(ctx, nothing)
+	case e.Plan == nil && e.Code == fleet.CodeConfirm:
+		// What was confirmed stays confirmed.
+		r.ask(ctx, askRepeat, r.confirm, Post{Text: e.Msg + ". Do it again?"})
 	case e.Plan != nil && (e.Code == fleet.CodeConfirm || e.Code == fleet.CodeConflict):
 		p := Post{Text: "this would be done:", Code: strings.Join(e.Plan.Lines, "\n")}
 		if e.Code == fleet.CodeConflict {

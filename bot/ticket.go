@@ -26,11 +26,12 @@ const (
 // the bot can read or make one: the command may have a secret in it.
 type ticket struct {
 	Ask    ask             `json:"a"`
-	Line   string          `json:"l"` // the command
-	Key    string          `json:"k"` // under which it is run
-	Plan   string          `json:"p,omitempty"`
-	By     fleet.Principal `json:"b"` // who may press
-	Until  int64           `json:"u"` // Unix seconds
+	Line   string          `json:"l"`           // the command
+	Key    string          `json:"k"`           // under which it is run
+	Plan   string          `json:"p,omitempty"` // that is, or was, confirmed
+	Meant  bool            `json:"m,omitempty"` // although it may be a second press
+	By     fleet.Principal `json:"b"`           // who may press
+	Until  int64           `json:"u"`           // Unix seconds
 	Accept bool            `json:"y"`
 }
 

@@ -199,7 +199,8 @@ func (f *Fleet) do(by fleet.Principal, o *op.Op, args any, opts client.Options) 
 	role := f.roles[by]
 	cmd := state.Command{
 		Key: opts.Key, Op: o.Name, Ver: o.Version(), By: by, Role: role, Via: "test", Reason: opts.Reason, Args: raw,
-		Salt: fmt.Sprintf("%032x", f.st.Index),
+		Repeat: opts.Repeat,
+		Salt:   fmt.Sprintf("%032x", f.st.Index),
 	}
 	if no := (op.Caller{Principal: by, Role: role}).May(o); no != nil {
 		if !opts.DryRun {
@@ -211,28 +212,41 @@ func (f *Fleet) do(by fleet.Principal, o *op.Op, args any, opts client.Options) 
 	if opts.DryRun {
 		return api.Reply{Op: o.Name, Key: opts.Key, Text: res.Text, Plan: plan}, planErr
 	}
-	if _, known := f.st.Keys.Get(string(by) + "\x00" + opts.Key); !known && o.Risk == op.Disruptive && opts.Confirm != "yes" {
-		switch {
-		case planErr != nil:
-			return api.Reply{}, planErr
-		case opts.Confirm == "":
-			return api.Reply{}, &fleet.Error{
-				Code: fleet.CodeConfirm, Msg: fmt.Sprintf("%q is %s, and was not confirmed: nothing was done", o.Name, o.Risk),
-				Hint: "look at the plan, then repeat with --yes", Plan: plan,
-			}
-		case plan.Hash != opts.Confirm:
-			no := fleet.Conflictf("the plan of %q has changed since it was shown: nothing was done", o.Name).WithHint("look at the new plan, and confirm that")
-			f.refuse(cmd, no)
-			no.Plan = plan
+	if _, known := f.st.Keys.Get(string(by) + "\x00" + opts.Key); !known {
+		if again := op.Repeats(f.st.Peek(), fleet.TimeOf(time.Now()), &cmd); again != nil {
+			return api.Reply{}, again
+		}
+		if no := f.confirm(&cmd, o, opts.Confirm, plan, planErr); no != nil {
 			return api.Reply{}, no
 		}
-		cmd.Plan = plan.Hash
 	}
 	out := f.apply(cmd)
 	if out.Err != nil {
 		return api.Reply{}, out.Err
 	}
 	return api.Reply{Op: o.Name, Key: opts.Key, Entry: out.Entry, Text: out.Text, Result: out.Result, Duplicate: out.Duplicate}, nil
+}
+
+// confirm makes sure that what is disruptive was confirmed.
+func (f *Fleet) confirm(cmd *state.Command, o *op.Op, confirm string, plan *fleet.Plan, planErr error) error {
+	switch {
+	case o.Risk != op.Disruptive || confirm == "yes":
+		return nil
+	case planErr != nil:
+		return planErr
+	case confirm == "":
+		return &fleet.Error{
+			Code: fleet.CodeConfirm, Msg: fmt.Sprintf("%q is %s, and was not confirmed: nothing was done", o.Name, o.Risk),
+			Hint: "look at the plan, then repeat with --yes", Plan: plan,
+		}
+	case plan.Hash != confirm:
+		no := fleet.Conflictf("the plan of %q has changed since it was shown: nothing was done", o.Name).WithHint("look at the new plan, and confirm that")
+		f.refuse(*cmd, no)
+		no.Plan = plan
+		return no
+	}
+	cmd.Plan = plan.Hash
+	return nil
 }
 
 func (f *Fleet) refuse(cmd state.Command, why *fleet.Error) {
