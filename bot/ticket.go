@@ -4,7 +4,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"time"
@@ -48,8 +47,7 @@ const (
 type sealer struct{ aead cipher.AEAD }
 
 func newSealer(secret []byte) (sealer, error) {
-	key := sha256.Sum256(append([]byte("footplate bot ticket\x00"), secret...))
-	block, err := aes.NewCipher(key[:])
+	block, err := aes.NewCipher(fleet.DeriveKey(secret, "footplate bot ticket"))
 	if err != nil {
 		return sealer{}, err
 	}

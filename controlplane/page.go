@@ -2,8 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"log/slog"
 	"net/http"
 
@@ -31,12 +29,10 @@ type PageSeed struct {
 type PageMaker func(PageSeed) (h http.Handler, run func(context.Context) error, err error)
 
 func (n *Node) pageSeed() PageSeed {
-	key := hmac.New(sha256.New, []byte(n.cfg.NodeToken))
-	key.Write([]byte("sessions of the page"))
 	return PageSeed{
 		Node: n.cfg.Node, Cluster: n.cfg.Cluster, Epoch: n.cluster.Epoch, Version: n.cfg.Version, Registry: n.ops,
 		API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.server.ServeHTTP(w, r) }),
-		Key: key.Sum(nil), Log: n.log, Public: n.cfg.Public,
+		Key: fleet.DeriveKey([]byte(n.cfg.NodeToken), "footplate page"), Log: n.log, Public: n.cfg.Public,
 		Queue: func(ctx context.Context) (catalog.QueueDetail, error) {
 			got, err := catalog.QueueStatus.Query(ctx, op.Env{
 				View: n.machine.View(), Now: n.replica.Now(), Stale: true, Node: n.cfg.Node, World: n.world, Ops: n.ops,

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,17 @@ import (
 	"strings"
 	"testing"
 )
+
+// TestDeriveKey: RFC 5869's own test case 3 has no salt and no purpose.
+func TestDeriveKey(t *testing.T) {
+	if got := fmt.Sprintf("%x", DeriveKey(bytes.Repeat([]byte{0x0b}, 22), "")); got != "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d" {
+		t.Errorf("the key is %s", got)
+	}
+	a, b := DeriveKey([]byte("secret"), "a"), DeriveKey([]byte("secret"), "b")
+	if bytes.Equal(a, b) || !bytes.Equal(a, DeriveKey([]byte("secret"), "a")) || bytes.Equal(a, DeriveKey([]byte("other"), "a")) {
+		t.Error("keys of one secret and purpose are the same, and of others not")
+	}
+}
 
 func TestValidName(t *testing.T) {
 	for s, want := range map[string]bool{

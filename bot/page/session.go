@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -48,14 +47,8 @@ type sealer struct {
 
 func newSealer(key []byte, cluster string) (*sealer, error) {
 	s := &sealer{cluster: cluster, cookie: "footplate-" + cluster[:min(8, len(cluster))]}
-	secret, err := hkdf.Key(sha256.New, key, nil, "footplate page session", 32)
-	if err != nil {
-		return nil, fmt.Errorf("session key: %w", err)
-	}
-	if s.forms, err = hkdf.Key(sha256.New, key, nil, "footplate page form", 32); err != nil {
-		return nil, fmt.Errorf("form key: %w", err)
-	}
-	block, err := aes.NewCipher(secret)
+	s.forms = fleet.DeriveKey(key, "footplate page form")
+	block, err := aes.NewCipher(fleet.DeriveKey(key, "footplate page session"))
 	if err != nil {
 		return nil, fmt.Errorf("session key: %w", err)
 	}

@@ -20,7 +20,6 @@ package slack
 
 import (
 	"context"
-	"crypto/sha256"
 	"log/slog"
 	"sync"
 	"time"
@@ -64,8 +63,7 @@ func New(cfg Config, log *slog.Logger) (*Slack, error) {
 
 // Secret is what seals the buttons: the same in every replica of this app.
 func (s *Slack) Secret() []byte {
-	sum := sha256.Sum256([]byte("footplate slack\x00" + s.cfg.BotToken))
-	return sum[:]
+	return fleet.DeriveKey([]byte(s.cfg.BotToken), "footplate slack")
 }
 
 // Redactor returns a redactor that knows the app's own secrets.
