@@ -53,18 +53,22 @@ type Command struct {
 	Offline func(ctx context.Context, s Surface, args []string) error
 }
 
-// Variable is a variable of the environment that is a setting.
-type Variable struct{ Name, Help string }
+// Variable is a variable of the environment that is a setting. One that is read by
+// Secret may be given as NAME_FILE too.
+type Variable struct {
+	Name, Help string
+	Secret     bool
+}
 
 // variables are those that the CLI itself reads.
 func variables() []Variable {
 	return []Variable{
-		{"FOOTPLATE_ADDR", "URLs of the nodes, with commas between"},
-		{"FOOTPLATE_TOKEN", "who you are"},
-		{"FOOTPLATE_CA", "the cluster's ca.pem, or its folder, when the nodes have TLS"},
-		{"FOOTPLATE_CONTEXT", "a YAML file with addr, token and ca, which are used where nothing else says them; footplate/context.yaml in the user's configuration folder when left out"},
-		{"NO_COLOR", "no colors, when it is not empty"},
-		{"TERM", "no colors, when it is dumb"},
+		{Name: "FOOTPLATE_ADDR", Help: "URLs of the nodes, with commas between"},
+		{Name: "FOOTPLATE_TOKEN", Help: "who you are", Secret: true},
+		{Name: "FOOTPLATE_CA", Help: "the cluster's ca.pem, or its folder, when the nodes have TLS"},
+		{Name: "FOOTPLATE_CONTEXT", Help: "a YAML file with addr, token and ca, which are used where nothing else says them; footplate/context.yaml in the user's configuration folder when left out"},
+		{Name: "NO_COLOR", Help: "no colors, when it is not empty"},
+		{Name: "TERM", Help: "no colors, when it is dumb"},
 	}
 }
 

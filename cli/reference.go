@@ -136,7 +136,11 @@ func writeVariables(b *strings.Builder, list []Variable) {
 	}
 	b.WriteString("| environment | meaning |\n| --- | --- |\n")
 	for _, v := range list {
-		fmt.Fprintf(b, "| `%s` | %s |\n", v.Name, cellMD(v.Help))
+		help := cellMD(v.Help)
+		if v.Secret {
+			help += "; or `" + v.Name + "_FILE`, a file with it"
+		}
+		fmt.Fprintf(b, "| `%s` | %s |\n", v.Name, help)
 	}
 	b.WriteByte('\n')
 }

@@ -110,7 +110,12 @@ type endpoint struct {
 // with the file's address only, so that it never travels to a stranger.
 func (s *settings) endpoint() (to endpoint, err error) {
 	addr := cmp.Or(s.addr, os.Getenv("FOOTPLATE_ADDR"))
-	to.token, to.ca = cmp.Or(s.token, os.Getenv("FOOTPLATE_TOKEN")), cmp.Or(s.ca, os.Getenv("FOOTPLATE_CA"))
+	to.token, to.ca = s.token, cmp.Or(s.ca, os.Getenv("FOOTPLATE_CA"))
+	if to.token == "" {
+		if to.token, err = Secret("FOOTPLATE_TOKEN"); err != nil {
+			return to, err
+		}
+	}
 	if addr == "" || to.token == "" {
 		file, err := readContext()
 		if err != nil {

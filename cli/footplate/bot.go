@@ -70,12 +70,31 @@ FOOTPLATE_SLACK_APP_TOKEN for Socket Mode or FOOTPLATE_SLACK_SIGNING_SECRET for 
 // slackReads are the settings of Slack in the environment.
 func slackReads() []cli.Variable {
 	return []cli.Variable{
-		{Name: slack.EnvBotToken, Help: "the app's Bot User OAuth Token (xoxb-); without any of these there is no Slack"},
-		{Name: slack.EnvAppToken, Help: "the app-level token (xapp-), for Socket Mode"},
-		{Name: slack.EnvSigningSecret, Help: "the app's signing secret, for HTTP; the path is " + slack.Path},
+		{Name: slack.EnvBotToken, Help: "the app's Bot User OAuth Token (xoxb-); without any of these there is no Slack", Secret: true},
+		{Name: slack.EnvAppToken, Help: "the app-level token (xapp-), for Socket Mode", Secret: true},
+		{Name: slack.EnvSigningSecret, Help: "the app's signing secret, for HTTP; the path is " + slack.Path, Secret: true},
 		{Name: slack.EnvChannel, Help: "the id of the channel in which everything is logged"},
 		{Name: slack.EnvAPIURL, Help: "URL of the Web API, for proxies and tests; Slack's own when left out"},
 	}
+}
+
+// slackSettings reads them. on is false when there are none.
+func slackSettings() (cfg slack.Config, on bool, err error) {
+	var unread error
+	cfg, on, err = slack.FromEnv(func(name string) string {
+		if name == slack.EnvChannel || name == slack.EnvAPIURL {
+			return os.Getenv(name)
+		}
+		value, err := cli.Secret(name)
+		if unread == nil {
+			unread = err
+		}
+		return value
+	})
+	if unread != nil {
+		return cfg, false, unread
+	}
+	return cfg, on, err
 }
 
 // slackSide is Slack, and the bot that answers there.
@@ -89,7 +108,7 @@ type slackSide struct {
 // openSlack reads the settings of Slack from the environment; nil when there
 // are none. c is the bot's way to the control plane.
 func openSlack(life context.Context, c *client.Client, log *slog.Logger) (*slackSide, error) {
-	cfg, on, err := slack.FromEnv(os.Getenv)
+	cfg, on, err := slackSettings()
 	if err != nil || !on {
 		return nil, err
 	}
@@ -109,7 +128,7 @@ func openSlack(life context.Context, c *client.Client, log *slog.Logger) (*slack
 // nodeSlack sets up Slack in a node, when the environment has its settings: the
 // bot, which asks this node, and the channel.
 func nodeSlack(life context.Context, cfg *controlplane.Config, secret func() (string, error)) (*slackSide, error) {
-	if _, on, err := slack.FromEnv(os.Getenv); err != nil || !on {
+	if _, on, err := slackSettings(); err != nil || !on {
 		return nil, err
 	}
 	token, err := secret()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestConfigurationReference: what OPERATIONS.md says of flags and the environment
@@ -54,8 +56,56 @@ func TestConfigurationReference(t *testing.T) {
 	}
 }
 
+// TestSecretFiles: every secret of the environment may be a file, which NAME_FILE
+// names; the configuration reference says so, and whoever reads it says what is
+// wrong with it.
+func TestSecretFiles(t *testing.T) {
+	doc, err := os.ReadFile("../../OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, reference, _ := strings.Cut(string(doc), "<!-- configuration:begin -->")
+	reference, _, _ = strings.Cut(reference, "<!-- configuration:end -->")
+	files := make(map[string]bool) // by the variable's name
+	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\|.*`([A-Z_]+)_FILE`").FindAllStringSubmatch(reference, -1) {
+		files[m[1]] = m[1] == m[2]
+	}
+	for name := range environment(t) {
+		if regexp.MustCompile(`TOKEN|SECRET|POSTGRES`).MatchString(name) && !files[name] {
+			t.Errorf("%s is a secret, and the configuration reference has no %s_FILE", name, name)
+		}
+	}
+	dir := t.TempDir()
+	absent := filepath.Join(dir, "absent")
+	server := []string{"server", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:1", "--raft", "127.0.0.1:2", "--bootstrap"}
+	recover := []string{"server", "recover", "--data", filepath.Join(dir, "data")}
+	readers := map[string][][]string{
+		"FOOTPLATE_TOKEN":                {{"pool", "list"}, {"chat"}, {"bot"}},
+		"FOOTPLATE_POSTGRES_URL":         {server, recover, {"postgres", "init"}, {"dev"}},
+		"FOOTPLATE_SLACK_BOT_TOKEN":      {server, {"bot"}, {"dev"}},
+		"FOOTPLATE_SLACK_APP_TOKEN":      {server, {"bot"}, {"dev"}},
+		"FOOTPLATE_SLACK_SIGNING_SECRET": {server, {"bot"}, {"dev"}},
+	}
+	for name := range files {
+		if readers[name] == nil {
+			t.Errorf("the configuration reference has %s_FILE, and it is not known here who reads it", name)
+		}
+		for _, args := range readers[name] {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			cmd := exec.CommandContext(ctx, binary, args...)
+			cmd.WaitDelay = time.Second
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "FOOTPLATE_ADDR=http://127.0.0.1:1", name + "_FILE=" + absent}
+			out, err := cmd.CombinedOutput()
+			cancel()
+			if want := name + `_FILE: cannot open "` + absent + `": no such file or directory`; err == nil || !strings.Contains(string(out), "error: "+want) {
+				t.Errorf("footplate %s: %v: %s\nwant %s", strings.Join(args, " "), err, out, want)
+			}
+		}
+	}
+}
+
 // environment returns the variables that the program reads, with where: what
-// os.Getenv and its like are called with, and every constant that is such a name.
+// os.Getenv and its like, Secret too, are called with, and every constant that is such a name.
 func environment(t *testing.T) map[string]string {
 	t.Helper()
 	read := make(map[string]string)
@@ -68,6 +118,8 @@ func environment(t *testing.T) map[string]string {
 			return err
 		case path == "../../fleet/agent/attempt", path == "../../fleet/fault": // what a build is given; what tests set
 			return filepath.SkipDir
+		case path == "../../cli/secret.go": // reads what it is told: TestSecretFiles
+			return nil
 		case d.IsDir() && (strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || strings.HasSuffix(d.Name(), "test") || d.Name() == "testdata"):
 			return filepath.SkipDir
 		case d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
@@ -87,6 +139,11 @@ func environment(t *testing.T) map[string]string {
 					}
 				}
 			case *ast.CallExpr:
+				if id, ok := n.Fun.(*ast.Ident); ok && id.Name == "Secret" {
+					if s, ok := text(n.Args[0]); ok {
+						read[s] = path
+					}
+				}
 				f, ok := n.Fun.(*ast.SelectorExpr)
 				if !ok || f.Sel.Name != "Getenv" && f.Sel.Name != "LookupEnv" {
 					return true
@@ -107,8 +164,9 @@ func environment(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	for _, c := range calls {
-		// The local provider hands some on to the agents that it starts.
-		if constants[c.name] == "" && !strings.HasSuffix(c.where, "provider/local/local.go") {
+		// The local provider hands some on to the agents that it starts; package slack
+		// asks bot.go for its own.
+		if constants[c.name] == "" && !strings.HasSuffix(c.where, "provider/local/local.go") && !strings.HasSuffix(c.where, "footplate/bot.go") {
 			t.Errorf("%s reads %s from the environment, which is no constant", c.where, c.name)
 		}
 	}

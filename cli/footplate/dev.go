@@ -89,6 +89,13 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if everyAddress(d.host) {
 		return badFlag("listen", d.listen, "one address of this machine, by which the nodes find each other")
 	}
+	// The nodes read them too, but what they say is in their logs.
+	if _, _, err := slackSettings(); err != nil {
+		return err
+	}
+	if _, err := cli.Secret(envPostgres); err != nil {
+		return err
+	}
 	if d.data == "" {
 		if d.data, err = os.MkdirTemp("", "footplate-dev-"); err != nil {
 			return fleet.Invalidf("temporary directory: %s", err)
@@ -110,7 +117,7 @@ func (d *dev) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.secrets = map[string]string{}
-	for _, name := range []string{"admin", "agent", "node"} {
+	for _, name := range []string{"admin", "agent", "node", "bot"} {
 		if d.secrets[name], err = readSecret(d.secretFile(name), true); err != nil {
 			return err
 		}

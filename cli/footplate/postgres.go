@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"time"
 
 	"footplate/cli"
@@ -17,7 +16,7 @@ import (
 const envPostgres = "FOOTPLATE_POSTGRES_URL"
 
 func postgresReads() []cli.Variable {
-	return []cli.Variable{{Name: envPostgres, Help: "URL of the shared archive, with user and password; none when left out"}}
+	return []cli.Variable{{Name: envPostgres, Help: "URL of the shared archive, with user and password; none when left out", Secret: true}}
 }
 
 // postgresCommand is "footplate postgres": the tables of the shared archive.
@@ -37,7 +36,10 @@ database, who may make roles. The nodes do it themselves when their user may: wi
 a member of footplate_writer, who can only insert and select.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			url := os.Getenv(envPostgres)
+			url, err := cli.Secret(envPostgres)
+			if err != nil {
+				return err
+			}
 			if url == "" {
 				return fleet.Invalidf("it is not said where the shared archive is").
 					WithHint("set %s, for example postgres://OWNER:PASSWORD@HOST/DATABASE", envPostgres)

@@ -94,9 +94,11 @@ func recovery(c *cobra.Command, cfg *controlplane.Recovery) func(*cobra.Command)
 			return err
 		}
 		cfg.Node, cfg.Version = fleet.NodeID(node), cli.Version
-		cfg.Postgres = os.Getenv("FOOTPLATE_POSTGRES_URL")
 		cfg.User = whoami()
 		var err error
+		if cfg.Postgres, err = cli.Secret(envPostgres); err != nil {
+			return err
+		}
 		if cfg.Log, err = logger(); err != nil {
 			return err
 		}

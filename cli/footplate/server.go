@@ -137,7 +137,10 @@ With --tls everything is encrypted, URLs begin with https://, and only who has a
 				}
 			}
 		}
-		cfg.Postgres, cfg.Public = os.Getenv(envPostgres), os.Getenv(envPublic)
+		if cfg.Postgres, err = cli.Secret(envPostgres); err != nil {
+			return err
+		}
+		cfg.Public = os.Getenv(envPublic)
 		if u, err := url.Parse(cfg.API); err == nil && cfg.Public == "" && tlsDir == "" && u.Scheme == "https" {
 			cfg.Public = "https://" + u.Host // a proxy ends TLS for all who come
 		}
