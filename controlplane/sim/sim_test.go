@@ -86,7 +86,7 @@ func TestWeakenedRulesAreCaught(t *testing.T) {
 		profile Profile // where it shows soonest
 		breaks  []string
 	}{
-		{NoMargin, Clocks, []string{"P2", "P5"}},
+		{NoMargin, Mixed, []string{"P2", "P5"}},
 		{NoStartWindow, Mixed, []string{"P2"}},
 		{NoLeaseEnd, Silence, []string{"P2"}},
 		{NoDedupe, LeaderChange, []string{"P1"}},
