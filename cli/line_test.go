@@ -209,7 +209,7 @@ func TestComplete(t *testing.T) {
 	for line, want := range map[string]string{
 		"po":                          "pool",
 		"pool s":                      "show scale",
-		"cluster ":                    "status snapshot",
+		"cluster ":                    "status snapshot clock",
 		"cluster snapshot ":           "save",
 		"pool scale linux --re":       "--reason",
 		"queue pause --stage ":        "intake promotion dispatch",

@@ -57,7 +57,7 @@ func (w *world) Cluster(context.Context) op.Cluster {
 		c.Notes = append(c.Notes, note)
 	}
 	if st.ClockAlarm {
-		c.ClockNote = fmt.Sprintf("the nodes' wall clocks are %s ahead of the state clock, too far to be followed", st.ClockGap)
+		c.ClockNote = fmt.Sprintf("the nodes' wall clocks are %s ahead of the state clock, too far to be followed: set them right, then: footplate cluster clock step", st.ClockGap)
 	}
 	known := w.peers.fresh()
 	v := w.machine.View()

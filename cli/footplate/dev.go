@@ -344,7 +344,7 @@ func (d *dev) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_, err = c.Do(ctx, call.Op, call.Args, client.Options{})
+		_, err = c.Do(ctx, call.Op, call.Args, client.Options{Reason: "footplate dev starts"})
 		return err
 	}
 	if err := d.until(ctx, "the nodes", func() (string, bool) {
@@ -369,6 +369,10 @@ func (d *dev) prepare(ctx context.Context) error {
 		d.hosts, d.slots, d.fence, d.suspect))
 	if fleet.CodeOf(err) == fleet.CodeConflict { // it is there, from an earlier time
 		err = do(fmt.Sprintf("pool scale local %d", d.hosts))
+		if err == nil {
+			// The state clock stood still since then, and all nodes have this machine's.
+			err = do(catalog.ClusterClockStep.Name)
+		}
 	}
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ func All() *op.Registry {
 		OrgList, OrgSet,
 		AuditTail, AuditSearch, AuditShow, AuditExport, AuditVerify, AuditErase,
 		AccessWhoami, AccessExplain, AccessList, AccessGrant, AccessRevoke, AccessTokenCreate, AccessTokenRevoke,
-		ClusterStatus, ClusterSnapshotSave,
+		ClusterStatus, ClusterSnapshotSave, ClusterClockStep,
 		AutomationStatus, AutomationPause, AutomationResume,
 
 		LeaderBegin, ClusterInit, ClusterRestore, ClusterUnfence, NodeJoin,

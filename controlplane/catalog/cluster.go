@@ -40,6 +40,25 @@ var ClusterSnapshotSave = op.Stream(op.Spec{
 	return env.World.SaveSnapshot(ctx, w)
 })
 
+// ClusterClockStep is for a gap between the state clock and the nodes' wall
+// clocks that is too big to be followed without a person. The leader knows it by
+// its name (replica.ClockStep), and moves the clock with its log entry.
+var ClusterClockStep = op.Mutation(op.Spec{
+	Name:    "cluster clock step",
+	Summary: "set the state clock by the nodes' wall clocks, over whatever gap",
+	Long: "Forward at once, so that pauses, tokens and grants that have ended by then end now;\n" +
+		"backward by going slower. Set the nodes' clocks right first: it goes by their median.",
+	Role:     fleet.Admin,
+	Risk:     op.Disruptive,
+	Show:     state.ShowLine,
+	Examples: []string{"cluster clock step --reason 'all nodes were off over night'"},
+}, func(tx *state.Tx, m op.Meta, _ struct{}) (op.Result, error) {
+	return op.Result{
+		Text:    fmt.Sprintf("the state clock goes by the nodes' wall clocks: it is %s", moment(m.At)),
+		Changes: []string{"the state clock goes forward to the median of the nodes' wall clocks, or slower until they are there; what ends at a time by then ends now"},
+	}, nil
+})
+
 // LeaderBeginArgs says who leads.
 type LeaderBeginArgs struct {
 	Node fleet.NodeID `json:"node"`

@@ -26,6 +26,11 @@ type LeaderBeginArgs struct {
 	Term uint64       `json:"term"`
 }
 
+// ClockStep is the operation with which a person lets the state clock follow the
+// nodes' wall clocks over any gap: forward with the log entry that the operation
+// is in, backward by going slower for as long as this leader leads.
+const ClockStep = "cluster clock step"
+
 // office is one node's leadership in one term: from the moment when its
 // "leader begin" is applied until the loss of leadership.
 type office struct {
@@ -53,7 +58,7 @@ func (r *Replica) takeOffice(ctx context.Context, ra *raft.Raft, before *office)
 	o.ctx, o.cancel = context.WithCancel(ctx)
 	o.reads.verify = o.verify
 	o.packer = (&packer{
-		node: r.cfg.NodeID, term: o.term, log: r.log, machine: r.cfg.Machine, now: o.now, packing: r.fsm.packing,
+		node: r.cfg.NodeID, term: o.term, log: r.log, machine: r.cfg.Machine, now: o.now, step: o.step, packing: r.fsm.packing,
 		stopped: r.stopped,
 		submit: func(data, seal []byte) raft.ApplyFuture {
 			return ra.ApplyLog(raft.Log{Data: data, Extensions: seal}, 0)
@@ -247,6 +252,13 @@ func (o *office) now() fleet.Time {
 		}
 	}
 	return at
+}
+
+// step lets the clock follow the wall clocks over any gap, once.
+func (o *office) step() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.clock.Step()
 }
 
 func (r *Replica) medianWall(now time.Time) time.Time {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unicode/utf8"
@@ -79,6 +80,7 @@ type packer struct {
 	log     *slog.Logger
 	machine Machine
 	now     func() fleet.Time
+	step    func() // the clock, for ClockStep
 	submit  func(data, seal []byte) raft.ApplyFuture
 	packing func(data []byte, batch state.Batch) (forget func())
 	stopped <-chan struct{} // closed when raft has stopped: it may answer no more
@@ -276,6 +278,9 @@ func (p *packer) carry(ctx context.Context) bool {
 	if len(batch) == 0 {
 		p.turn <- struct{}{}
 		return true
+	}
+	if slices.ContainsFunc(commands, func(c state.Command) bool { return c.Op == ClockStep }) {
+		p.step()
 	}
 	entry := state.Batch{At: p.now(), Commands: commands}
 	encoded := make([][]byte, len(batch))

@@ -537,20 +537,6 @@ func (r *Replica) Now() fleet.Time {
 	return pos.At.Add(fleet.DurationOf(time.Since(pos.seen)))
 }
 
-// StepClock lets the state clock follow the nodes' wall clocks over a gap that
-// is too big to be followed without a person: forward with the next entry,
-// backward by going slower. Leader only.
-func (r *Replica) StepClock() error {
-	o := r.office.Load()
-	if o == nil {
-		return notLeader(r.cfg.NodeID)
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.clock.Step()
-	return nil
-}
-
 // Snapshot takes a snapshot now and returns it with the index of the last entry
 // in it, for the caller to read and close. When nothing is new since the last
 // one, that is returned.

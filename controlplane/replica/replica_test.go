@@ -772,12 +772,16 @@ func TestBadClockIsNotFollowed(t *testing.T) {
 		if s := n.Status(); !s.ClockAlarm || s.Clock.Sub(fleet.TimeOf(time.Now())) > fleet.Second {
 			t.Errorf("status is %+v", s)
 		}
-		if err := n.StepClock(); err != nil {
+		if _, err := propose(n, ClockStep, "b"); err != nil {
 			t.Fatal(err)
 		}
-		w.persist("b")
 		if s := n.Status(); s.ClockAlarm || s.Clock.Sub(fleet.TimeOf(time.Now())) < 59*fleet.Minute {
 			t.Errorf("after the step, status is %+v", s)
+		}
+		// It is stamped on the step's own entry.
+		all := n.machine.all()
+		if l := all[len(all)-1]; l.Op != ClockStep || l.At.Sub(fleet.TimeOf(time.Now())) < 59*fleet.Minute {
+			t.Errorf("the step is stamped %s", l.At)
 		}
 		begins(t, n.machine.all())
 	})
