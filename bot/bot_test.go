@@ -2,6 +2,7 @@ package bot
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -13,7 +14,10 @@ import (
 	"time"
 
 	"footplate/bot/bottest"
+	"footplate/controlplane/catalog"
+	"footplate/controlplane/client"
 	"footplate/controlplane/op"
+	"footplate/controlplane/state"
 	"footplate/fleet"
 )
 
@@ -435,6 +439,108 @@ func TestDoubleConfirm(t *testing.T) {
 		w.want("done", w.done(), 2)
 		w.click(0, alice, 2, 0)
 		w.want("done", w.done(), 3)
+	})
+}
+
+// submit submits a build beside the bot, and starts it.
+func (w *room) submit(key string, host fleet.HostID) fleet.AttemptID {
+	w.Helper()
+	call, err := w.fleet.Registry.Parse("build submit --org acme --pool linux --run make")
+	if err != nil {
+		w.Fatal(err)
+	}
+	reply, err := w.fleet.Do(w.ctx, alice, call.Op, call.Args, client.Options{Key: key})
+	if err != nil {
+		w.Fatal(err)
+	}
+	var made catalog.Submitted
+	if err := json.Unmarshal(reply.Result, &made); err != nil {
+		w.Fatal(err)
+	}
+	return w.fleet.Start(made.Build, host)
+}
+
+// A log that is followed outlives its stream and the leader: what was written meanwhile
+// comes, and nothing comes twice. When there is no leader for long, it says so.
+func TestFollowBreaks(t *testing.T) {
+	in(t, 1, func(w *room) {
+		at := w.submit("s", "linux-1")
+		away := func(o *op.Op) bottest.Fault {
+			return bottest.Fault{Before: fleet.Unavailablef("there is no leader: nothing was done")}
+		}
+		w.fleet.Write(1, "one\n", false)
+		w.handle(0, said("1", "build logs 1 --follow"))
+		time.Sleep(5 * time.Second)
+		const head = "-- task main, attempt 1 on host linux-1\n"
+		w.want("before", w.screen.card(0).Code, head+"one")
+		for i, line := range []string{"two", "three"} {
+			w.fleet.SetFault(away)
+			w.fleet.CutStreams()
+			w.fleet.Write(1, line+"\n", false)
+			time.Sleep(2 * time.Minute)
+			w.want("meanwhile", w.screen.card(0).Note, "the log goes on")
+			w.fleet.SetFault(nil)
+			time.Sleep(10 * time.Second)
+			w.want("afterwards", w.screen.card(0).Code, head+[]string{"one\ntwo", "one\ntwo\nthree"}[i])
+		}
+		w.fleet.Write(1, "four\n", true)
+		w.fleet.Finish(at, fleet.Passed, 0)
+		time.Sleep(5 * time.Second)
+		w.want("all", w.screen.card(0).Code, head+"one\ntwo\nthree\nfour")
+		w.want("at the end", w.screen.card(0).Note, "the end of the log")
+
+		w.submit("t", "linux-2")
+		w.fleet.Write(2, "one\n", false)
+		w.handle(0, said("2", "build logs 2 --follow"))
+		w.fleet.SetFault(away)
+		w.fleet.CutStreams()
+		time.Sleep(5 * time.Minute)
+		w.want("no leader", w.screen.card(1).Note, "the log broke off: there is no leader: nothing was done")
+		// Whoever asks only now is answered.
+		w.want("asked now", w.handle(0, slash("3", "build logs 2")).Text, "error: the control plane does not answer: nothing was done")
+	})
+}
+
+// A drain that somebody calls off is over, and its card says so.
+func TestDrainCalledOff(t *testing.T) {
+	in(t, 1, func(w *room) {
+		looks := 0
+		w.fleet.SetFault(func(o *op.Op) bottest.Fault {
+			if o == catalog.HostShow {
+				looks++
+			}
+			return bottest.Fault{}
+		})
+		first := w.submit("a", "linux-1")
+		w.submit("b", "linux-2")
+		uncordon := func(id fleet.HostID) {
+			w.fleet.Change(func(tx *state.Tx) {
+				h, _ := tx.Hosts.Get(id)
+				h.Draining = false
+				tx.Hosts.Put(id, h)
+			})
+			time.Sleep(10 * time.Second)
+		}
+		w.handle(0, said("1", "host drain linux-1 linux-2 --yes"))
+		time.Sleep(10 * time.Second)
+		w.want("begun", w.screen.card(0).Text, "draining: 0 of 2 hosts are empty, tasks left on the others: 2")
+		w.fleet.Finish(first, fleet.Passed, 0)
+		time.Sleep(10 * time.Second)
+		w.want("half", w.screen.card(0).Text, "draining: 1 of 2 hosts are empty, tasks left on the others: 1")
+		uncordon("linux-1") // it was empty
+		w.want("still half", w.screen.card(0).Text, "draining: 1 of 2 hosts are empty, tasks left on the others: 1")
+		uncordon("linux-2")
+		w.want("called off", w.screen.card(0).Text, "drained: 1 of 2 hosts are empty; uncordoned before it was empty: linux-2")
+		before := looks
+		time.Sleep(time.Hour)
+		w.want("looks at the hosts after that", looks-before, 0)
+
+		w.handle(0, said("2", "host drain linux-2 --yes"))
+		time.Sleep(10 * time.Second)
+		n := len(w.screen.texts()) - 1
+		w.want("again", w.screen.card(n).Text, "draining: 0 of 1 hosts are empty, tasks left on the others: 1")
+		uncordon("linux-2")
+		w.want("called off", w.screen.card(n).Text, "not drained; uncordoned before it was empty: linux-2")
 	})
 }
 

@@ -16,8 +16,13 @@ import (
 // submit is the operation that a chat always follows.
 const submit = "build submit"
 
-// followFor is how long a card is kept up to date.
-const followFor = 2 * time.Hour
+const (
+	// followFor is how long a card is kept up to date.
+	followFor = 2 * time.Hour
+	// followPatience is how long a log that is followed is asked for again while no
+	// node has more of it, as in the shell.
+	followPatience = 3 * time.Minute
+)
 
 // progress is how far a long operation is.
 type progress struct {
@@ -163,13 +168,18 @@ func (r *run) buildProgress(id fleet.BuildID) func(context.Context) (progress, e
 	}
 }
 
-// drainProgress follows hosts that are drained.
+// drainProgress follows hosts that are drained. One that was uncordoned is not: what
+// is on it goes on, and more comes.
 func (r *run) drainProgress(hosts []fleet.HostID) func(context.Context) (progress, error) {
 	var lines []string
 	empty := make(map[fleet.HostID]bool)
 	return func(ctx context.Context) (progress, error) {
 		tasks, left := 0, 0
+		var given []string
 		for _, h := range hosts {
+			if empty[h] {
+				continue
+			}
 			raw, _, err := r.API.Query(ctx, r.by, catalog.HostShow, &catalog.HostArgs{Host: h}, false)
 			var d catalog.HostDetail
 			switch {
@@ -179,19 +189,26 @@ func (r *run) drainProgress(hosts []fleet.HostID) func(context.Context) (progres
 			case json.Unmarshal(raw, &d) != nil:
 				return progress{}, fleet.Internalf("host %q cannot be read", h)
 			}
-			if d.Used > 0 {
+			switch {
+			case d.State == "ready" || d.State == "cordoned":
+				given = append(given, string(h))
+			case d.Used > 0:
 				tasks += d.Used
 				left++
-				continue
-			}
-			if !empty[h] {
+			default:
 				empty[h] = true
 				lines = append(lines, fmt.Sprintf("host %s is empty", h))
 			}
 		}
-		text := fmt.Sprintf("draining: %d of %d hosts are empty, tasks left on the others: %d", len(hosts)-left, len(hosts), tasks)
+		text := fmt.Sprintf("draining: %d of %d hosts are empty, tasks left on the others: %d", len(empty), len(hosts), tasks)
 		if left == 0 {
-			text = fmt.Sprintf("drained: %d of %d hosts are empty", len(hosts), len(hosts))
+			text = fmt.Sprintf("drained: %d of %d hosts are empty", len(empty), len(hosts))
+			if len(empty) == 0 {
+				text = "not drained"
+			}
+		}
+		if len(given) > 0 {
+			text += "; uncordoned before it was empty: " + strings.Join(given, ", ")
 		}
 		return progress{text, lines, left == 0}, nil
 	}
@@ -207,7 +224,7 @@ func (r *run) followLog(ctx context.Context) {
 	}
 	reading, stop := context.WithTimeout(ctx, followFor)
 	defer stop()
-	r.work.Go(func() { ended <- r.readLog(reading, l.add) })
+	r.work.Go(func() { ended <- r.readLog(reading, followPatience, l.add) })
 	shown := ""
 	for over := false; !over; {
 		var err error
@@ -231,14 +248,22 @@ func (r *run) followLog(ctx context.Context) {
 		shown = tail
 		p := Post{Code: tail, Note: "the log goes on"}
 		if over {
-			p.Note = "the end of the log"
-			if err != nil {
+			switch {
+			case err == nil:
+				p.Note = "the end of the log"
+			case reading.Err() == nil:
 				p.Note = "the log broke off: " + fleet.AsError(err).Msg
+			case ctx.Err() == nil:
+				p.Note = fmt.Sprintf("not followed any more after %s: %s", fleet.DurationOf(followFor), r.line)
+			default:
+				p.Note = "the bot was stopped, and this with it: " + r.line
 			}
 		}
 		if tail == "" {
 			p.Text = "no output"
 		}
-		r.talk.say(ctx, p)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		r.talk.say(last, p)
+		cancel()
 	}
 }

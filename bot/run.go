@@ -189,26 +189,30 @@ func (r *run) log(ctx context.Context) (string, error) {
 	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var l logText
-	err := r.readLog(within, func(c op.LogChunk) { l.add(c) })
+	err := r.readLog(within, patience/2, l.add)
 	return l.text(), err
 }
 
-// readLog calls f with each chunk of the build's log.
-func (r *run) readLog(ctx context.Context, f func(op.LogChunk)) error {
-	in, err := r.API.Stream(ctx, r.by, r.call.Op, r.call.Args)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	for d := json.NewDecoder(in); ; {
-		var c op.LogChunk
-		if err := d.Decode(&c); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return err
+// readLog calls f with each chunk of the build's log. When it breaks it is asked for
+// again, for as long as most: but not the first time, when somebody waits for an
+// answer.
+func (r *run) readLog(ctx context.Context, most time.Duration, f func(client.LogPiece)) error {
+	args, _ := r.call.Args.(*catalog.BuildLogsArgs)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	opened := false
+	l := client.LogReader{Patience: most, Open: func(ctx context.Context, a catalog.BuildLogsArgs) (io.ReadCloser, error) {
+		in, err := r.API.Stream(ctx, r.by, r.call.Op, &a)
+		if err != nil && !opened {
+			stop()
 		}
-		f(c)
-	}
+		opened = opened || err == nil
+		return in, err
+	}}
+	return l.Read(ctx, *args, func(p client.LogPiece) error {
+		f(p)
+		return nil
+	})
 }
 
 // logText is the newest part of a log. Reader and writer may be two.
@@ -218,7 +222,7 @@ type logText struct {
 	has fleet.AttemptID // whose output is last in b
 }
 
-func (l *logText) add(c op.LogChunk) {
+func (l *logText) add(c client.LogPiece) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.Attempt != l.has {
@@ -227,6 +231,9 @@ func (l *logText) add(c op.LogChunk) {
 		}
 		l.b = fmt.Appendf(l.b, "-- task %s, attempt %d on host %s\n", c.Task, c.Try, c.Host)
 		l.has = c.Attempt
+	}
+	if c.Missing > 0 {
+		l.b = fmt.Appendf(l.b, "-- chunks %d to %d are not there\n", c.N-c.Missing, c.N-1)
 	}
 	l.b = append(l.b, c.Data...)
 	if over := len(l.b) - 2*maxSnippet; over > 0 {

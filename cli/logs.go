@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -14,6 +13,7 @@ import (
 
 	"footplate/controlplane/api"
 	"footplate/controlplane/catalog"
+	"footplate/controlplane/client"
 	"footplate/controlplane/op"
 	"footplate/fleet"
 )
@@ -113,27 +113,13 @@ func insist[T any](ctx context.Context, most time.Duration, f func() (T, error))
 	since := time.Now()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		v, err := f()
-		if err == nil || !away(err) || ctx.Err() != nil || time.Since(since) > most {
+		if err == nil || !client.Away(err) || ctx.Err() != nil || time.Since(since) > most {
 			return v, err
 		}
 		if !pause(ctx, wait) {
 			return v, ctx.Err()
 		}
 	}
-}
-
-// away reports whether err means that the cluster or the connection is away for
-// the moment, not that the question was wrong.
-func away(err error) bool {
-	var out outputError
-	if errors.As(err, &out) {
-		return false
-	}
-	var fe *fleet.Error
-	if errors.As(err, &fe) {
-		return fe.Code == fleet.CodeUnavailable || fe.Code == fleet.CodeUnknown
-	}
-	return true
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
@@ -147,155 +133,51 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// log copies one log to w. When the connection breaks or a node dies, it asks
-// again for what comes after the last chunk that it has, so that none is
-// missing and none comes twice.
+// log copies one log to w, over as many streams as it takes.
 func (s *Session) log(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs, stale bool) error {
-	most := patience
+	l := client.LogReader{Patience: patience, Open: func(ctx context.Context, a catalog.BuildLogsArgs) (io.ReadCloser, error) {
+		return s.dialed.stream(ctx, catalog.BuildLogs, &a, api.Request{Via: s.via}, stale)
+	}}
 	if a.Follow {
-		most = followPatience
+		l.Patience = followPatience
 	}
-	single := a.Task != "" || a.Follow // one task: attempts come in the order of their numbers
-	gaps := 0
-	trouble := trouble{since: time.Now()}
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		before := w.chunks
-		w.openedAt = time.Time{}
-		w.tolerant = gaps >= 3
-		err := s.copyLog(ctx, w, a, stale)
-		var gap *gapError
-		switch {
-		case err == nil:
-			return w.finish()
-		case errors.As(err, &gap):
-			gaps++
-		case !away(err) || ctx.Err() != nil:
-			return errors.Join(w.finish(), err)
-		}
-		if w.chunks > before {
-			wait = 100 * time.Millisecond
-		}
-		if trouble.lasts(time.Now(), w.openedAt, w.chunks > before) > most {
-			return errors.Join(w.finish(), err)
-		}
-		if single && w.attempt != 0 {
-			a.Attempt, a.From = w.attempt, w.next[w.attempt]
-		}
-		if !pause(ctx, wait) {
-			return errors.Join(w.finish(), ctx.Err())
-		}
-	}
+	err := l.Read(ctx, a, w.chunk)
+	return errors.Join(w.finish(), err)
 }
 
-// trouble is a time in which no log is to be had.
-type trouble struct{ since time.Time }
-
-// steady is how long a stream must have been open to have been a good one,
-// although nothing came: a build that is queued has no log.
-const steady = 5 * time.Second
-
-// lasts returns how long there has been trouble, now that a stream has broken: of
-// which it is known when it was opened, if it was, and whether chunks came.
-func (t *trouble) lasts(now, openedAt time.Time, chunks bool) time.Duration {
-	if chunks || !openedAt.IsZero() && now.Sub(openedAt) >= steady {
-		t.since = now
-	}
-	return now.Sub(t.since)
-}
-
-func (s *Session) copyLog(ctx context.Context, w *logWriter, a catalog.BuildLogsArgs, stale bool) error {
-	r, err := s.dialed.stream(ctx, catalog.BuildLogs, &a, api.Request{Via: s.via}, stale)
-	if err != nil {
-		return err
-	}
-	w.openedAt = time.Now()
-	defer r.Close()
-	lines := bufio.NewReader(r)
-	for {
-		line, err := lines.ReadBytes('\n')
-		if err == io.EOF && len(bytes.TrimSpace(line)) == 0 {
-			return r.Close()
-		}
-		if err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF // broken off within a line
-			}
-			return err
-		}
-		var c op.LogChunk
-		if err := json.Unmarshal(line, &c); err != nil {
-			return fleet.Internalf("a chunk of the log cannot be read: %s", err)
-		}
-		if err := w.chunk(c, line, a); err != nil {
-			return err
-		}
-	}
-}
-
-// outputError says that our own output is closed or full.
-type outputError struct{ error }
-
-// gapError says that a chunk came too early.
-type gapError struct{ want, got int }
-
-func (g *gapError) Error() string {
-	return fmt.Sprintf("chunk %d is not there; chunk %d is", g.want, g.got)
-}
-
-// logWriter puts chunks together. It lets none pass twice and notices when one
-// is missing.
+// logWriter puts chunks together.
 type logWriter struct {
-	out      io.Writer
-	color    bool
-	lines    bool // write the chunks themselves, as lines of JSON
-	tolerant bool // go on after a gap
-	attempt  fleet.AttemptID
-	next     map[fleet.AttemptID]int
-	chunks   int
-	midLine  bool
-	openedAt time.Time // the stream that is read, or was last
+	out     io.Writer
+	color   bool
+	lines   bool // write the chunks themselves, as lines of JSON
+	attempt fleet.AttemptID
+	midLine bool
 }
 
-func (w *logWriter) chunk(c op.LogChunk, line []byte, a catalog.BuildLogsArgs) error {
-	if w.next == nil {
-		w.next = make(map[fleet.AttemptID]int)
-	}
-	want, known := w.next[c.Attempt]
-	if !known && c.Attempt == a.Attempt {
-		want = a.From
-	}
-	switch {
-	case c.N < want:
-		return nil
-	case c.N > want && !w.tolerant:
-		return &gapError{want, c.N}
-	}
-	if c.Attempt != w.attempt && !w.lines {
-		if err := w.note("--- task %s, attempt %d on host %s ---", c.Task, c.Try, c.Host); err != nil {
-			return err
-		}
-	}
-	if c.N > want && !w.lines {
-		if err := w.note("--- chunks %d to %d are not there ---", want, c.N-1); err != nil {
-			return err
-		}
-	}
-	w.attempt, w.next[c.Attempt] = c.Attempt, c.N+1
-	w.chunks++
+func (w *logWriter) chunk(p client.LogPiece) error {
 	if w.lines {
-		return w.write(line)
+		return w.write(p.Line)
 	}
-	if len(c.Data) > 0 {
-		w.midLine = c.Data[len(c.Data)-1] != '\n'
+	if p.Attempt != w.attempt {
+		if err := w.note("--- task %s, attempt %d on host %s ---", p.Task, p.Try, p.Host); err != nil {
+			return err
+		}
+		w.attempt = p.Attempt
 	}
-	return w.write(c.Data)
+	if p.Missing > 0 {
+		if err := w.note("--- chunks %d to %d are not there ---", p.N-p.Missing, p.N-1); err != nil {
+			return err
+		}
+	}
+	if len(p.Data) > 0 {
+		w.midLine = p.Data[len(p.Data)-1] != '\n'
+	}
+	return w.write(p.Data)
 }
 
 func (w *logWriter) write(b []byte) error {
-	if _, err := w.out.Write(b); err != nil {
-		return outputError{err}
-	}
-	return nil
+	_, err := w.out.Write(b)
+	return err
 }
 
 // note writes a line of our own between the lines of the log.

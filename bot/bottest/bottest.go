@@ -37,6 +37,7 @@ type Fleet struct {
 	roles   map[fleet.Principal]fleet.Role
 	logs    map[fleet.BuildID][]op.LogChunk
 	changed chan struct{} // closed and replaced at each change
+	cut     chan struct{} // closed and replaced when streams break
 	fault   func(o *op.Op) Fault
 	calls   int
 }
@@ -46,7 +47,7 @@ type Fleet struct {
 func New() *Fleet {
 	f := &Fleet{
 		Registry: catalog.All(), st: state.New(), roles: make(map[fleet.Principal]fleet.Role),
-		logs: make(map[fleet.BuildID][]op.LogChunk), changed: make(chan struct{}),
+		logs: make(map[fleet.BuildID][]op.LogChunk), changed: make(chan struct{}), cut: make(chan struct{}),
 	}
 	f.Change(func(tx *state.Tx) {
 		tx.Cluster = "test"
@@ -140,6 +141,14 @@ func (f *Fleet) SetFault(fault func(o *op.Op) Fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fault = fault
+}
+
+// CutStreams breaks every stream that is open.
+func (f *Fleet) CutStreams() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.cut)
+	f.cut = make(chan struct{})
 }
 
 // Entries returns the record.
@@ -318,13 +327,24 @@ func (f *Fleet) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args a
 	}
 	f.mu.Lock()
 	env, no := f.env(by, o)
+	cut := f.cut
 	f.mu.Unlock()
 	if no != nil {
 		return nil, no
 	}
 	out, in := io.Pipe()
 	begun := make(chan error, 1)
+	ctx, stop := context.WithCancel(ctx)
 	go func() {
+		select {
+		case <-cut:
+			in.CloseWithError(io.ErrUnexpectedEOF)
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	go func() {
+		defer stop()
 		err := o.Stream(ctx, env, args, &tap{in, begun})
 		select {
 		case begun <- err:
