@@ -227,6 +227,25 @@ func (w *world) inStep(run *attempt.Run) {
 	})
 }
 
+// What came of an attempt stands on a line of its own.
+func TestUnendedLine(t *testing.T) {
+	for _, row := range []struct {
+		step    string
+		outcome fleet.Outcome
+		why     string
+		last    string
+	}{
+		{"printf hello", fleet.Passed, "", "\nhello\n# passed in "},
+		{"printf hello; exit 3", fleet.Failed, "step 1 exited with code 3", "\nhello\n# failed: step 1 exited with code 3\n"},
+		{"true", fleet.Passed, "", "$ true\n# passed in "},
+	} {
+		w := newWorld(t, false)
+		if log := w.want(w.start(w.order(row.step)), row.outcome, row.why); !strings.Contains(log, row.last) {
+			t.Errorf("log:\n%s", log)
+		}
+	}
+}
+
 func TestPassed(t *testing.T) {
 	modes(t, func(t *testing.T, w *world) {
 		run := w.start(w.order("echo one; echo two >&2", "cat /dev/null\npwd"))

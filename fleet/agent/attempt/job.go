@@ -168,7 +168,7 @@ func conclude(dir string, r Result) (Result, error) {
 	}
 	defer s.Close()
 	if !s.Final() {
-		if _, err := s.Append(r.At, []byte(closing(r)), true); err != nil {
+		if err := s.End(r.At, closing(r)); err != nil {
 			return r, err
 		}
 	}

@@ -1,6 +1,7 @@
 package attempt
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -120,6 +121,19 @@ func (s *Spool) Append(at fleet.Time, data []byte, final bool) (uint64, error) {
 	}
 	s.advance(int64(len(b)), final)
 	return s.next - 1, nil
+}
+
+// End appends the last chunk: a line that stands by itself, also after output
+// that did not end its own.
+func (s *Spool) End(at fleet.Time, line string) error {
+	if n, ok := s.Last(); ok {
+		// What cannot be read cannot be shown either.
+		if last, err := s.ReadFrom(n, MaxChunk); err == nil && len(last) == 1 && !bytes.HasSuffix(last[0].Data, []byte("\n")) {
+			line = "\n" + line
+		}
+	}
+	_, err := s.Append(at, []byte(line), true)
+	return err
 }
 
 func (s *Spool) advance(n int64, final bool) {

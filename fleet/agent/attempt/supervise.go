@@ -561,7 +561,7 @@ func (s *supervisor) closeLog(v *verdict, took fleet.Duration, stderr io.Writer)
 	if v.Outcome == fleet.Passed {
 		line = fmt.Sprintf("# passed in %s\n", took)
 	}
-	if _, err := s.spool.Append(v.At, []byte(line), true); err != nil {
+	if err := s.spool.End(v.At, line); err != nil {
 		fmt.Fprintf(stderr, "error: %v\n", err)
 	}
 	s.tellChunks()
