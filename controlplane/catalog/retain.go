@@ -96,7 +96,7 @@ var BuildRetire = op.Internal(op.Spec{
 		text += " (" + b.Why + ")"
 	}
 	return op.Result{Text: fmt.Sprintf("%s, after %s at %s on pool %q; submitted at %s by %s",
-		text, count(attempts, "attempt"), count(len(b.Tasks), "task"), b.Pool, b.SubmittedAt, b.By)}, nil
+		text, count(attempts, "attempt"), count(len(b.Tasks), "task"), b.Pool, moment(b.SubmittedAt), b.By)}, nil
 })
 
 // retiredWords begin the text of a retired build's entry, by which it is found.
