@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -140,14 +141,26 @@ func (w *sinkWorld) Post(ctx context.Context, id, text, _ string) (string, error
 }
 
 // Edit is Poster's.
-func (w *sinkWorld) Edit(_ context.Context, ref, id, text string) error {
+func (w *sinkWorld) Edit(ctx context.Context, ref, id, text string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.never != nil {
+	switch {
+	case w.never != nil:
 		return w.never
-	}
-	if w.down || w.strikes() {
+	case w.down || w.strikes():
 		return fleet.Unavailablef("slack is down")
+	case w.strikes(): // the leader dies while it is on its way
+		after := time.Duration(w.rnd.IntN(int(sinkCall)))
+		w.late.Go(func() {
+			time.Sleep(after)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if i := slices.Index(w.posts, id); i >= 0 {
+				w.texts[i] = text
+			}
+		})
+		w.office()
+		return ctx.Err()
 	}
 	for i, p := range w.posts {
 		if p == id && ref == "ref-of-"+id {
@@ -200,6 +213,8 @@ func (w *sinkWorld) run(ctx context.Context) {
 		lead, cancel := context.WithCancel(ctx)
 		w.mu.Lock()
 		w.lead = cancel
+		w.st.Term++
+		w.published()
 		w.mu.Unlock()
 		RunSink(lead, Config{
 			Entry: func(_ context.Context, n fleet.EntryNo) (fleet.Entry, error) {
@@ -414,16 +429,23 @@ func TestSinkErase(t *testing.T) {
 				for range 30 {
 					w.say(3, false)
 					v := w.View()
+					// Two of a post, so that the edit for the first can be on its way
+					// still when the second is erased, with the text of before.
 					w.mu.Lock()
-					wait, pick := time.Duration(w.rnd.IntN(4000))*time.Millisecond, uint64(w.rnd.IntN(3))
+					picks := w.rnd.Perm(3)[:2]
 					w.mu.Unlock()
-					time.Sleep(wait)
-					l, _ := v.Channel.Get(fleet.EntryNo(v.Line - pick))
-					w.mu.Lock()
-					w.answers[fmt.Sprintf("key-%d", l.First)] = "quotes it"
-					w.mu.Unlock()
-					w.erase(t, l.First)
-					erased = append(erased, l.N)
+					for _, pick := range picks {
+						w.mu.Lock()
+						wait := time.Duration(w.rnd.IntN(4000)) * time.Millisecond
+						w.mu.Unlock()
+						time.Sleep(wait)
+						l, _ := v.Channel.Get(fleet.EntryNo(v.Line - uint64(pick)))
+						w.mu.Lock()
+						w.answers[fmt.Sprintf("key-%d", l.First)] = "quotes it"
+						w.mu.Unlock()
+						w.erase(t, l.First)
+						erased = append(erased, l.N)
+					}
 				}
 				for deadline := time.Now().Add(time.Hour); !w.edited(); time.Sleep(time.Second) {
 					if time.Now().After(deadline) {
