@@ -57,7 +57,7 @@ type tree struct {
 }
 
 func (w *world) newMachine(host fleet.HostID, pool fleet.PoolName, launch fleet.LaunchID, slots int) *machine {
-	m := &machine{host: host, pool: pool, launch: launch, slots: slots, clock: w.newClock(), acks: make([]int64, len(w.nodes))}
+	m := &machine{host: host, pool: pool, launch: launch, slots: slots, clock: w.newClock(false), acks: make([]int64, len(w.nodes))}
 	w.endpoint(&m.process)
 	m.target = w.pick(len(w.nodes))
 	w.machines = append(w.machines, m)

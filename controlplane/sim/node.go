@@ -77,7 +77,7 @@ func (w *world) members() []fleet.NodeID {
 }
 
 func (w *world) newNode(i int) *node {
-	n := &node{id: fleet.NodeID(fmt.Sprintf("n%d", i+1)), clock: w.newClock(), leads: -1}
+	n := &node{id: fleet.NodeID(fmt.Sprintf("n%d", i+1)), clock: w.newClock(true), leads: -1}
 	w.endpoint(&n.process)
 	return n
 }

@@ -13,6 +13,7 @@ func (w *world) build() {
 	if w.chance(200) {
 		size = 5
 	}
+	w.apart = w.profile == Clocks && w.chance(400)
 	for i := range size {
 		n := w.newNode(i)
 		w.nodes = append(w.nodes, n)

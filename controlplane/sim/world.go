@@ -57,6 +57,7 @@ type world struct {
 	people    *people
 	healed    bool
 	stormTill int64 // every leader falls soon after its election
+	apart     bool  // the nodes' clocks run as fast as they may, the machines' as slow
 	retires   bool  // finished builds leave the state after a minute
 }
 
@@ -155,9 +156,15 @@ func (w *world) broken(invariant, format string, args ...any) {
 // clock is the monotonic clock of a machine.
 type clock struct{ offset, perMille int64 }
 
-func (w *world) newClock() clock {
+// newClock is one of a node, or of a machine of the fleet.
+func (w *world) newClock(ofNode bool) clock {
 	rates := []int64{1000, 1000, 999, 1001}
-	if w.profile == Clocks || w.profile == Mixed {
+	switch {
+	case w.apart && ofNode:
+		rates = []int64{1010}
+	case w.apart:
+		rates = []int64{990}
+	case w.profile == Clocks || w.profile == Mixed:
 		rates = []int64{990, 1010, 990, 1010, 1000, 995} // the ends are where the arithmetic is tight
 	}
 	return clock{w.between(1, 1e6) * sec, rates[w.pick(len(rates))]}
