@@ -269,7 +269,7 @@ func TestEraseUnderFaults(t *testing.T) {
 	grows()
 	stop.Store(true)
 	load.Wait()
-	r.wait(eraseWithin, "audit show to say that it is gone", func() bool {
+	r.wait(60*time.Second, "audit show to say that it is gone", func() bool {
 		var d catalog.EntryDetail
 		return r.json(&d, "audit", "show", entry) == nil && len(d.Erasure) == 5 &&
 			!slices.ContainsFunc(d.Erasure, func(at op.ErasedAt) bool { return !at.Done })
