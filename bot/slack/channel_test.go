@@ -166,7 +166,6 @@ func TestConfig(t *testing.T) {
 	for want, change := range map[string]map[string]string{
 		"Slack has no bot token":                                      {EnvBotToken: ""},
 		"FOOTPLATE_SLACK_BOT_TOKEN is no bot token: it must begin":    {EnvBotToken: "xoxp-1"},
-		"it is not said how Slack reaches the bot":                    {EnvAppToken: ""},
 		"FOOTPLATE_SLACK_APP_TOKEN is no app-level token":             {EnvAppToken: "xoxb-1"},
 		"FOOTPLATE_SLACK_SIGNING_SECRET is too short":                 {EnvSigningSecret: "x"},
 		"Slack has no channel to log to":                              {EnvChannel: ""},

@@ -10,8 +10,9 @@ import (
 // Config says how to reach Slack.
 type Config struct {
 	BotToken string // xoxb-...
-	// AppToken (xapp-...) is for Socket Mode, SigningSecret for HTTP. One of them
-	// is needed; with both, both ways are open.
+	// AppToken (xapp-...) is for Socket Mode, SigningSecret for HTTP. With both, both
+	// ways are open; without either nobody is heard, and the channel is written to
+	// all the same.
 	AppToken, SigningSecret string
 	Channel                 string // the id of the channel where everything is logged
 	APIURL                  string // of the Web API; Slack's own when empty
@@ -47,9 +48,6 @@ func (c Config) Check() error {
 		return fleet.Invalidf("Slack has no bot token").WithHint("set %s; it is on the app's page under OAuth & Permissions", EnvBotToken)
 	case !strings.HasPrefix(c.BotToken, "xoxb-"):
 		return fleet.Invalidf("%s is no bot token: it must begin with xoxb-", EnvBotToken).WithHint("take the Bot User OAuth Token of the app's page")
-	case c.AppToken == "" && c.SigningSecret == "":
-		return fleet.Invalidf("it is not said how Slack reaches the bot").
-			WithHint("set %s for Socket Mode, or %s for HTTP", EnvAppToken, EnvSigningSecret)
 	case c.AppToken != "" && !strings.HasPrefix(c.AppToken, "xapp-"):
 		return fleet.Invalidf("%s is no app-level token: it must begin with xapp-", EnvAppToken).
 			WithHint("make one on the app's page under Basic Information, with the scope connections:write")

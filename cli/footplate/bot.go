@@ -22,6 +22,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// botReads are the settings of the bot in the environment, beside the CLI's own.
+func botReads() []cli.Variable {
+	return append(slackReads(), notifyReads())
+}
+
 // botCommand is "footplate bot": the Slack side by itself.
 func botCommand() *cobra.Command {
 	var listen string
@@ -32,7 +37,8 @@ they share the work. Its token must be made for it:
   footplate access token create slack-bot --role admin --surface slack --expires 0
 
 Slack is set up in the environment: FOOTPLATE_SLACK_BOT_TOKEN, FOOTPLATE_SLACK_CHANNEL (an id), and
-FOOTPLATE_SLACK_APP_TOKEN for Socket Mode or FOOTPLATE_SLACK_SIGNING_SECRET for HTTP.`,
+FOOTPLATE_SLACK_APP_TOKEN for Socket Mode or FOOTPLATE_SLACK_SIGNING_SECRET for HTTP. The nodes
+write the channel, and need the bot token and the channel for that, but neither of the last two.`,
 		Args: cobra.NoArgs,
 	}
 	c.Flags().StringVar(&listen, "listen", "127.0.0.1:4680", "address of HTTP, when there is a signing secret; the path is "+slack.Path)
@@ -53,6 +59,10 @@ FOOTPLATE_SLACK_APP_TOKEN for Socket Mode or FOOTPLATE_SLACK_SIGNING_SECRET for 
 		if side == nil {
 			return fleet.Invalidf("Slack is not set up").WithHint("set %s, %s, and %s or %s", slack.EnvBotToken, slack.EnvChannel, slack.EnvAppToken, slack.EnvSigningSecret)
 		}
+		if !side.heard() {
+			return fleet.Invalidf("it is not said how Slack reaches the bot").
+				WithHint("set %s for Socket Mode, or %s for HTTP", slack.EnvAppToken, slack.EnvSigningSecret)
+		}
 		g, ctx := errgroup.WithContext(cmd.Context())
 		g.Go(func() error { return side.run(ctx) })
 		if side.byHTTP {
@@ -61,6 +71,9 @@ FOOTPLATE_SLACK_APP_TOKEN for Socket Mode or FOOTPLATE_SLACK_SIGNING_SECRET for 
 				return taken(err)
 			}
 			g.Go(func() error { return serveSlack(ctx, l, side.handler) })
+		}
+		if err := notifyReady(); err != nil {
+			log.Warn("systemd was not told that the bot is up", "err", err)
 		}
 		return g.Wait()
 	}
@@ -99,11 +112,15 @@ func slackSettings() (cfg slack.Config, on bool, err error) {
 
 // slackSide is Slack, and the bot that answers there.
 type slackSide struct {
-	slack   *slack.Slack
-	bot     *bot.Bot
-	handler http.Handler // of what comes over HTTP
-	byHTTP  bool
+	slack            *slack.Slack
+	bot              *bot.Bot
+	handler          http.Handler // of what comes over HTTP
+	byHTTP, bySocket bool
 }
+
+// heard reports whether commands can come: otherwise the channel is written to, and
+// no more.
+func (s *slackSide) heard() bool { return s.byHTTP || s.bySocket }
 
 // openSlack reads the settings of Slack from the environment; nil when there
 // are none. c is the bot's way to the control plane.
@@ -122,7 +139,7 @@ func openSlack(life context.Context, c *client.Client, log *slog.Logger) (*slack
 	if err != nil {
 		return nil, err
 	}
-	return &slackSide{slack: s, bot: b, handler: s.Handler(life, b), byHTTP: cfg.SigningSecret != ""}, nil
+	return &slackSide{slack: s, bot: b, handler: s.Handler(life, b), byHTTP: cfg.SigningSecret != "", bySocket: cfg.AppToken != ""}, nil
 }
 
 // nodeSlack sets up Slack in a node, when the environment has its settings: the
@@ -150,6 +167,10 @@ func nodeSlack(life context.Context, cfg *controlplane.Config, secret func() (st
 	side, err := openSlack(life, c, cfg.Log)
 	if err != nil {
 		return nil, err
+	}
+	if !side.heard() {
+		cfg.Log.Info("Slack gets the channel's lines and no answers: commands there are for a footplate bot",
+			"needs", slack.EnvAppToken+" or "+slack.EnvSigningSecret)
 	}
 	cfg.Sinks = map[string]loop.Poster{"slack": side.slack.Channel()}
 	cfg.Slack = side.handler

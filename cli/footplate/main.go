@@ -31,7 +31,7 @@ func main() {
 		cli.Command{Name: "chat", Short: "the channel live, and a prompt that takes the same commands", Make: chatCommand},
 		cli.Command{Name: "dev", Short: "run everything on this machine: nodes, a local pool with agents, an org and a token", Make: devCommand, Reads: serverReads()},
 		cli.Command{Name: "server", Short: "run a node of the control plane", Make: serverCommand, Reads: serverReads()},
-		cli.Command{Name: "bot", Short: "run the chat in Slack, by itself", Make: botCommand, Reads: slackReads()},
+		cli.Command{Name: "bot", Short: "run the chat in Slack, by itself", Make: botCommand, Reads: botReads()},
 		cli.Command{Name: "tls", Short: "make the certificates of a cluster", Make: tlsCommand},
 		cli.Command{Name: "postgres", Short: "make the tables of the shared archive", Make: postgresCommand, Reads: postgresReads()},
 		cli.Command{Name: "agent", Short: "run the agent of a CI host", Make: agentCommand},

@@ -3,7 +3,14 @@ package main
 import (
 	"net"
 	"os"
+
+	"footplate/cli"
 )
+
+// notifyReads is what notifyReady reads.
+func notifyReads() cli.Variable {
+	return cli.Variable{Name: "NOTIFY_SOCKET", Help: "set by systemd, which is told when the process is up"}
+}
 
 // notifyReady tells systemd, when it has started this process and asked to be
 // told, that the process is up: so "systemctl restart" returns when it is.

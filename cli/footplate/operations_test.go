@@ -1,11 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,14 +24,15 @@ import (
 	"testing"
 	"time"
 
+	"footplate/bot/slack"
 	"footplate/bot/slack/slacktest"
 	"footplate/controlplane/catalog"
 	"footplate/fleet"
 )
 
 // The rehearsal plays OPERATIONS.md as it is written. The document's machines are
-// n1, n2 and n3 (nodes), build-1 and build-2 (hosts), db (PostgreSQL), and the desk
-// of whoever types. Each of them but the desk is a real systemd, as pid 1 of
+// n1, n2 and n3 (nodes), build-1 and build-2 (hosts), bot-1 and bot-2 (the chat by
+// itself), db (PostgreSQL), and the desk of whoever types. Each of them but the desk is a real systemd, as pid 1 of
 // namespaces of its own, over an overlay of this machine, with an address of its own
 // on a bridge: the units are started by the systemctl of the document.
 //
@@ -33,27 +40,34 @@ import (
 //
 //	<!-- at desk -->
 //
+// with what happens beside it, which is the test's to do: see block.
+//
 // A block without prompts is a script, and must end with 0. In a block with prompts
 // ("$ footplate ...") each command must show what stands below it: figures, ids and
 // times may differ, lines of three dots stand for any lines. What only looks is
 // repeated until it does, for a while. What begins with "error:" must fail.
 //
 // What stands in for something: ssh and scp enter the machines (testdata/rehearsal),
-// and the Slack of the document is slacktest. Both are in substitutions.
+// the Slack of the document is slacktest (substitutions), and door is the public
+// address at which Slack calls.
 var substitutions = []struct{ written, played string }{
 	{"xoxb-...", slacktest.BotToken},
 	{"xapp-...", slacktest.AppToken + "\nFOOTPLATE_SLACK_API_URL=http://" + deskAddr + ":8080/api/"},
 	{"C0123456789", opsChannel},
+	{"0123456789abcdef0123456789abcdef", slacktest.SigningSecret},
 }
 
 // deskAddr is the desk's address, and of Slack.
 const deskAddr = "10.0.0.100"
 
+// nextSigningSecret is the document's, after Slack has made another one.
+const nextSigningSecret = "fedcba9876543210fedcba9876543210"
+
 // machines are the document's, with the last byte of their addresses.
 var machines = []struct {
 	name string
 	last int
-}{{"n1", 1}, {"n2", 2}, {"n3", 3}, {"db", 9}, {"build-1", 11}, {"build-2", 12}}
+}{{"n1", 1}, {"n2", 2}, {"n3", 3}, {"db", 9}, {"build-1", 11}, {"build-2", 12}, {"bot-1", 21}, {"bot-2", 22}}
 
 // The environment of the process that plays, in namespaces of its own.
 const (
@@ -138,7 +152,8 @@ type rehearsal struct {
 	dir   string // the desk
 	tool  string // where ssh, scp and the pids of the machines are
 	slack *slacktest.Server
-	loud  bool
+	door  *door
+	said  int    // commands in Slack
 	newer string // the binary of the upgrade
 }
 
@@ -154,25 +169,45 @@ func play(t *testing.T) {
 	}
 	defer r.slack.Close()
 
+	if r.door, err = openDoor(r.dir); err != nil {
+		t.Fatal(err)
+	}
+	defer r.door.close()
+
 	var w *watcher
 	for _, b := range played(r.document()) {
 		at := time.Now()
-		switch b.note {
-		case "watch":
+		var c *chatter
+		switch {
+		case b.has("last") && w != nil:
+			w.end()
+			w = nil
+			r.inChat("bots by themselves, after all the rest")
+		case b.has("watch"):
 			w = r.watch()
-		case "upgrade":
+		case b.has("upgrade"):
 			r.sh(`cp "$NEW" "$DESK/new" && mv "$DESK/new" "$DESK/footplate"`, "NEW="+r.newer, "DESK="+r.dir)
+		case b.has("gone"):
+			r.sh(`ssh build-1 'rm /etc/footplate/tls/cert.pem /etc/footplate/tls/key.pem; systemctl restart footplate-agent'`)
+		case b.has("regenerate"):
+			c = r.chat()
 		}
 		if !r.block(b) {
 			r.journals()
 			t.FailNow()
 		}
+		if c != nil {
+			c.end()
+		}
+		for _, at := range []string{"nodes", "bots"} {
+			if b.has(at) {
+				r.door.lead(at)
+				r.slack.SetRequestURL("http://" + deskAddr + ":8081" + slack.Path)
+				r.inChat(at)
+			}
+		}
 		t.Logf("%s: line %d at %s took %s", time.Since(began).Round(100*time.Millisecond), b.line, b.at, time.Since(at).Round(100*time.Millisecond))
 	}
-	if w == nil {
-		t.Fatal("no block says from where on builds and callers are watched")
-	}
-	w.end()
 	r.afterwards()
 }
 
@@ -184,15 +219,9 @@ func (r *rehearsal) afterwards() {
 			r.journals()
 		}
 	}()
-	var err error
-	if !eventually(60*time.Second, func() bool {
-		err = r.slack.Slash("U0ALICE", opsChannel, "org set from-slack --slots 3")
-		return err == nil
-	}) {
-		r.t.Errorf("Slack's commands are not answered: %v", err)
-	}
+	r.inChat("nodes again")
 	r.t.Logf("%d lines of the record are in Slack", len(inSlack(r.slack)))
-	line := `made org "from-slack"`
+	line := fmt.Sprintf(`org "from-slack": %d slots`, r.said)
 	if !eventually(60*time.Second, func() bool {
 		return slices.ContainsFunc(r.slack.Messages(opsChannel), func(m slacktest.Message) bool { return strings.Contains(m.Text, line) })
 	}) {
@@ -213,6 +242,7 @@ func (r *rehearsal) setStage() {
 	r.sh(`mkdir -p "$DESK" && cp "$SOURCE"/* "$TOOL" && cp -r ../../deploy "$DESK" && cp "$BINARY" "$DESK/footplate"
 		ip link set lo up; ip link add lan type bridge; ip addr add `+deskAddr+`/24 dev lan; ip link set lan up
 		mount -t tmpfs tmpfs /root; umask 022
+		echo FOOTPLATE_SLACK_API_URL=http://`+deskAddr+`:8080/api/ >> "$DESK/deploy/systemd/bot.env"
 		for n in 1 2 3; do echo "10.0.0.$n n$n"; done | cat /etc/hosts - > "$TOOL/hosts"; mount --bind "$TOOL/hosts" /etc/hosts`,
 		"SOURCE="+source, "BINARY="+r.build("v1.0.0"))
 	var booting sync.WaitGroup
@@ -319,16 +349,27 @@ func (r *rehearsal) sh(script string, env ...string) {
 	}
 }
 
-// played returns the blocks of a document that are played, in their order.
+// block is a block of a document that is played.
 type block struct {
 	line  int
 	at    string
 	lines []string
-	note  string // watch: from here on builds and callers are watched; upgrade: the desk has a new program
+	notes []string
 }
 
-var placed = regexp.MustCompile(`^<!-- at ([a-z0-9-]+)(?:, (watch|upgrade))? -->$`)
+// has reports whether something happens beside a block:
+//
+//	watch       before it: builds and callers are watched from here on
+//	upgrade     before it: the desk has a new program
+//	gone        before it: host build-1 loses its certificate
+//	regenerate  while it is played: Slack has made another signing secret, and people go on
+//	nodes, bots after it: Slack's requests come to the nodes, or to the bots
+//	last        it is played after those without this, when nothing is watched any more
+func (b block) has(note string) bool { return slices.Contains(b.notes, note) }
 
+var placed = regexp.MustCompile(`^<!-- at ([a-z0-9-]+)((?:, (?:watch|upgrade|gone|regenerate|nodes|bots|last))*) -->$`)
+
+// played returns the blocks of a document that are played, in their order.
 func played(doc string) (out []block) {
 	lines := strings.Split(doc, "\n")
 	for i := 0; i < len(lines); i++ {
@@ -336,7 +377,7 @@ func played(doc string) (out []block) {
 		if m == nil {
 			continue
 		}
-		b := block{line: i + 1, at: m[1], note: m[2]}
+		b := block{line: i + 1, at: m[1], notes: strings.FieldsFunc(m[2], func(c rune) bool { return c == ',' || c == ' ' })}
 		for i++; i < len(lines) && lines[i] == ""; i++ {
 		}
 		for ; i < len(lines) && (strings.HasPrefix(lines[i], "    ") || lines[i] == ""); i++ {
@@ -345,6 +386,15 @@ func played(doc string) (out []block) {
 		i--
 		out = append(out, b)
 	}
+	slices.SortStableFunc(out, func(a, b block) int {
+		switch {
+		case a.has("last") == b.has("last"):
+			return 0
+		case a.has("last"):
+			return 1
+		}
+		return -1
+	})
 	return out
 }
 
@@ -504,7 +554,7 @@ func eventually(most time.Duration, ok func() bool) bool {
 // journals shows the end of the logs of the machines.
 func (r *rehearsal) journals() {
 	for _, m := range machines {
-		out, _ := r.run("ssh " + m.name + " 'journalctl -n 25 --no-pager -u footplate-server -u footplate-agent -o cat'")
+		out, _ := r.run("ssh " + m.name + " 'journalctl -n 25 --no-pager -u footplate-server -u footplate-agent -u footplate-bot -o cat'")
 		r.t.Logf("journal of %s:\n%s", m.name, out)
 	}
 }
@@ -590,4 +640,186 @@ func (w *watcher) end() {
 	if w.longest > callerPatience {
 		t.Errorf("an operation took %s", w.longest)
 	}
+}
+
+// inChat makes sure that commands in Slack are done.
+func (r *rehearsal) inChat(who string) {
+	r.t.Helper()
+	r.said++
+	var err error
+	at := time.Now()
+	if !eventually(60*time.Second, func() bool {
+		err = r.slack.Slash("U0ALICE", opsChannel, fmt.Sprintf("org set from-slack --slots %d", r.said))
+		return err == nil
+	}) {
+		r.journals()
+		r.t.Fatalf("Slack's commands are not answered by the %s: %v", who, err)
+	}
+	acked := time.Since(at)
+	done := regexp.MustCompile(fmt.Sprintf(`(?m)^from-slack +%d `, r.said))
+	var out []byte
+	if !eventually(20*time.Second, func() bool {
+		out, _ = r.run("footplate org list")
+		return done.Match(out)
+	}) {
+		r.journals()
+		r.t.Fatalf("a command in Slack that the %s have acknowledged was not done:\n%s\n%s", who, out, r.slack.Transcript())
+	}
+	r.t.Logf("a command in Slack, by the %s: acknowledged after %s, done after %s", who, acked.Round(time.Millisecond), time.Since(at).Round(time.Millisecond))
+}
+
+// door is the public address at which Slack calls: it passes requests on to the
+// first machine that can be connected to, beginning with another one each time.
+type door struct {
+	desk string
+	http *http.Server
+
+	mu    sync.Mutex
+	to    []string
+	calls int
+}
+
+func openDoor(desk string) (*door, error) {
+	d := &door{desk: desk}
+	l, err := net.Listen("tcp", deskAddr+":8081")
+	if err != nil {
+		return nil, err
+	}
+	d.http = &http.Server{Handler: d, ReadHeaderTimeout: 5 * time.Second}
+	go func() { _ = d.http.Serve(l) }()
+	return d, nil
+}
+
+func (d *door) close() { _ = d.http.Close() }
+
+// lead has it lead to the nodes, or to the bots.
+func (d *door) lead(to string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.to = []string{"https://n1:4600", "https://n2:4600", "https://n3:4600"}
+	if to == "bots" {
+		d.to = []string{"http://10.0.0.21:4680", "http://10.0.0.22:4680"}
+	}
+}
+
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	d.mu.Lock()
+	d.calls++
+	to := append(slices.Clone(d.to[d.calls%len(d.to):]), d.to[:d.calls%len(d.to)]...)
+	d.mu.Unlock()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	trust := x509.NewCertPool()
+	files, _ := filepath.Glob(filepath.Join(d.desk, "certs*", "ca.pem"))
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		trust.AppendCertsFromPEM(b)
+	}
+	t := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trust}, DisableKeepAlives: true}
+	for _, base := range to {
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, base+r.URL.Path, bytes.NewReader(body))
+		if err != nil {
+			break
+		}
+		req.Header = r.Header.Clone()
+		res, err := t.RoundTrip(req)
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			continue
+		}
+		if err != nil {
+			break
+		}
+		defer res.Body.Close()
+		w.Header().Set("Content-Type", res.Header.Get("Content-Type"))
+		w.WriteHeader(res.StatusCode)
+		_, _ = io.Copy(w, res.Body)
+		return
+	}
+	w.WriteHeader(http.StatusBadGateway)
+}
+
+// chatter is somebody who gives commands in Slack while it gets another signing
+// secret.
+type chatter struct {
+	r    *rehearsal
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu        sync.Mutex
+	good, bad int
+	goodAt    time.Time // when the last that was acknowledged was given
+	badAt     time.Time // when the last that was refused was
+	wrong     []string
+}
+
+// chat begins it. It returns when a command was refused for the new secret.
+func (r *rehearsal) chat() *chatter {
+	c := &chatter{r: r, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	c.stop = cancel
+	go func() {
+		defer close(c.done)
+		for n := 1; ctx.Err() == nil; n++ {
+			if n == 4 {
+				r.slack.SetSigningSecret(nextSigningSecret)
+			}
+			c.say(n)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}()
+	if !eventually(30*time.Second, func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.bad > 0 }) {
+		r.t.Errorf("what Slack has signed with its new secret is taken before anybody knows that")
+	}
+	return c
+}
+
+func (c *chatter) say(n int) {
+	at := time.Now()
+	err := c.r.slack.Slash("U0ALICE", opsChannel, fmt.Sprintf("org set in-chat --slots %d", n))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err == nil:
+		c.good++
+		c.goodAt = at
+	case n >= 4 && strings.Contains(err.Error(), "401"):
+		c.bad++
+		c.badAt = at
+	default:
+		c.wrong = append(c.wrong, fmt.Sprintf("command %d: %v", n, err))
+	}
+}
+
+// end says what came of it, when the secret was changed everywhere: from then on
+// every command is taken, and what was acknowledged before was done, once.
+func (c *chatter) end() {
+	changed := time.Now()
+	t := c.r.t
+	if !eventually(30*time.Second, func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.goodAt.Sub(changed) > time.Second }) {
+		t.Error("no command was taken after the secret was changed")
+	}
+	c.stop()
+	<-c.done
+	if c.badAt.After(changed) {
+		t.Errorf("a command was refused that was given %s after the secret was changed everywhere", c.badAt.Sub(changed))
+	}
+	if len(c.wrong) > 0 {
+		t.Errorf("%d commands failed for another reason than the new secret, the first: %s", len(c.wrong), c.wrong[0])
+	}
+	done := 0
+	if !eventually(20*time.Second, func() bool {
+		out, _ := c.r.run(`footplate audit search --op 'org set' --object in-chat --outcome done --limit 500 -o jsonl`)
+		done = strings.Count(string(out), "\n")
+		return done == c.good
+	}) {
+		t.Errorf("%d commands were acknowledged while the signing secret was changed, and %d entries tell of them", c.good, done)
+	}
+	t.Logf("%d commands in Slack while the signing secret was changed: %d were done, %d refused", c.good+c.bad+len(c.wrong), done, c.bad)
 }

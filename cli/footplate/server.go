@@ -34,7 +34,7 @@ func serverReads() []cli.Variable {
 	return append(append(postgresReads(), slackReads()...),
 		cli.Variable{Name: envPublic, Help: "URL by which browsers reach the page, when a proxy ends TLS before the nodes; --api when left out"},
 		cli.Variable{Name: "GOGC", Help: "how the Go runtime collects garbage; 400 when left out"},
-		cli.Variable{Name: "NOTIFY_SOCKET", Help: "set by systemd, which is told when the node is up"},
+		notifyReads(),
 		cli.Variable{Name: "SUDO_USER", Help: "set by sudo: who restores or recovers, in the record"},
 	)
 }

@@ -272,13 +272,13 @@ type envelope struct {
 // acknowledgement.
 func (s *Server) deliver(e envelope) ([]byte, error) {
 	s.mu.Lock()
-	to, down := s.cfg.RequestURL, s.outage
+	to, secret, down := s.cfg.RequestURL, s.secret, s.outage
 	s.mu.Unlock()
 	switch {
 	case down:
 		return nil, errors.New("outage")
 	case to != "":
-		return s.post(to, e)
+		return s.post(to, secret, e)
 	}
 	return s.sockets.deliver(e, s.cfg.AckWithin)
 }
@@ -286,6 +286,10 @@ func (s *Server) deliver(e envelope) ([]byte, error) {
 // Request returns the signed request that carries something over HTTP, as Slack
 // would send it.
 func Request(to, kind string, payload any, at time.Time) (*http.Request, error) {
+	return request(to, kind, payload, at, SigningSecret)
+}
+
+func request(to, kind string, payload any, at time.Time, secret string) (*http.Request, error) {
 	b, err := json.Marshal(payload)
 	if err != nil {
 		return nil, err
@@ -313,7 +317,7 @@ func Request(to, kind string, payload any, at time.Time) (*http.Request, error) 
 		return nil, err
 	}
 	r.Header.Set("Content-Type", kindOf)
-	Sign(r.Header, b, at, SigningSecret)
+	Sign(r.Header, b, at, secret)
 	return r, nil
 }
 
@@ -327,8 +331,8 @@ func Sign(h http.Header, body []byte, at time.Time, secret string) {
 	h.Set("X-Slack-Signature", "v0="+hex.EncodeToString(mac.Sum(nil)))
 }
 
-func (s *Server) post(to string, e envelope) ([]byte, error) {
-	r, err := Request(to, e.kind, e.payload, time.Now())
+func (s *Server) post(to, secret string, e envelope) ([]byte, error) {
+	r, err := request(to, e.kind, e.payload, time.Now(), secret)
 	if err != nil {
 		return nil, err
 	}

@@ -76,6 +76,7 @@ type Server struct {
 	done chan struct{}
 
 	mu       sync.Mutex
+	secret   string // the newest signing secret
 	users    map[string]User
 	channels map[string]*channel
 	last     int64 // the newest ts, in microseconds
@@ -143,7 +144,7 @@ func Start(cfg Config) (*Server, error) {
 		cfg.Ping = 5 * time.Second
 	}
 	s := &Server{
-		cfg: cfg, done: make(chan struct{}), users: make(map[string]User), channels: make(map[string]*channel),
+		cfg: cfg, secret: SigningSecret, done: make(chan struct{}), users: make(map[string]User), channels: make(map[string]*channel),
 		limits: make(map[string]*limit), calls: make(map[string]int), replies: make(map[string]*responseURL),
 		files: make(map[string]*file), posts: make(map[string]time.Time),
 	}
@@ -196,6 +197,14 @@ func (s *Server) SetRequestURL(url string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cfg.RequestURL = url
+}
+
+// SetSigningSecret has the workspace sign with another secret: the one before is
+// of no use from then on (docs).
+func (s *Server) SetSigningSecret(secret string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.secret = secret
 }
 
 // AddUser adds or replaces a user.
