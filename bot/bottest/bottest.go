@@ -358,10 +358,16 @@ func (f *Fleet) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args a
 			return nil, err
 		}
 		return out, nil
+	case <-time.After(beginAfter):
+		return out, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
+
+// beginAfter is how long a node waits for the first of a stream before it begins
+// the answer without.
+const beginAfter = time.Second
 
 // tap says when the first byte is written: an error before it is an answer.
 type tap struct {
