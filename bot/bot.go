@@ -62,7 +62,7 @@ type API interface {
 	// Query asks a question; see client.Client.Query.
 	Query(ctx context.Context, by fleet.Principal, o *op.Op, args any, stale bool) (json.RawMessage, client.Stale, error)
 	// Stream opens a stream that leaves no entry; see client.Client.Stream.
-	Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any) (io.ReadCloser, error)
+	Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any, stale bool) (io.ReadCloser, error)
 }
 
 // Through returns the control plane behind a client whose token may act for the
@@ -79,8 +79,8 @@ func (t through) Query(ctx context.Context, by fleet.Principal, o *op.Op, args a
 	return t.c.For(by).Query(ctx, o, args, stale)
 }
 
-func (t through) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any) (io.ReadCloser, error) {
-	return t.c.For(by).Stream(ctx, o, args)
+func (t through) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any, stale bool) (io.ReadCloser, error) {
+	return t.c.For(by).Stream(ctx, o, args, client.Options{Stale: stale})
 }
 
 // Place is where something is said. Only the surface reads it.

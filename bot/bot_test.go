@@ -498,6 +498,8 @@ func TestFollowBreaks(t *testing.T) {
 		w.want("no leader", w.screen.card(1).Note, "the log broke off: there is no leader: nothing was done")
 		// Whoever asks only now is answered.
 		w.want("asked now", w.handle(0, slash("3", "build logs 2")).Text, "error: the control plane does not answer: nothing was done")
+		p := w.handle(0, slash("4", "build logs 2 --stale"))
+		w.want("stale", p.Code+"; "+p.Note, "-- task main, attempt 1 on host linux-2\none; stale: answered without a quorum")
 	})
 }
 

@@ -52,8 +52,8 @@ func (m *mortal) Query(ctx context.Context, by fleet.Principal, o *op.Op, args a
 	return m.api.Query(ctx, by, o, args, stale)
 }
 
-func (m *mortal) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any) (io.ReadCloser, error) {
-	return m.api.Stream(ctx, by, o, args)
+func (m *mortal) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any, stale bool) (io.ReadCloser, error) {
+	return m.api.Stream(ctx, by, o, args, stale)
 }
 
 func (m *mortal) Post(ctx context.Context, at Place, p Post) (Ref, error) {

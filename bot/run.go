@@ -62,14 +62,18 @@ func (r *run) query(ctx context.Context) {
 		r.talk.fail(ctx, err)
 		return
 	}
-	note := ""
-	if r.call.Options.Stale {
-		note = "stale: answered without a quorum"
-		if staleFor != "" {
-			note += "; the node heard a leader " + string(staleFor) + " ago"
-		}
+	r.long(ctx, Post{Note: r.stale(staleFor)}, out, false)
+}
+
+// stale says that an answer was asked for without a quorum, if it was.
+func (r *run) stale(heard client.Stale) string {
+	switch {
+	case !r.call.Options.Stale:
+		return ""
+	case heard == "":
+		return "stale: answered without a quorum"
 	}
-	r.long(ctx, Post{Note: note}, out, false)
+	return "stale: answered without a quorum; the node heard a leader " + string(heard) + " ago"
 }
 
 // refuse answers a question that got none.
@@ -155,9 +159,9 @@ func (r *run) stream(ctx context.Context) {
 			r.refuse(ctx, err)
 			return
 		}
-		p := Post{}
+		p := Post{Note: r.stale("")}
 		if err != nil {
-			p.Note = "the log broke off: " + fleet.AsError(err).Msg
+			p.Note = join(p.Note, "the log broke off: "+fleet.AsError(err).Msg)
 		}
 		if text == "" {
 			text = "no output yet"
@@ -167,7 +171,7 @@ func (r *run) stream(ctx context.Context) {
 	}
 	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	in, err := r.API.Stream(within, r.by, o, r.call.Args)
+	in, err := r.API.Stream(within, r.by, o, r.call.Args, r.call.Options.Stale)
 	if err != nil {
 		r.refuse(ctx, err)
 		return
@@ -180,7 +184,7 @@ func (r *run) stream(ctx context.Context) {
 	case len(b) > maxSnippet || !utf8.Valid(b):
 		r.talk.fail(ctx, fleet.Invalidf("%s gives more than a chat can hold", o.Name).WithHint("in the shell: footplate %s", r.line))
 	default:
-		r.long(ctx, Post{}, string(b), false)
+		r.long(ctx, Post{Note: r.stale("")}, string(b), false)
 	}
 }
 
@@ -202,7 +206,7 @@ func (r *run) readLog(ctx context.Context, most time.Duration, f func(client.Log
 	defer stop()
 	opened := false
 	l := client.LogReader{Patience: most, Open: func(ctx context.Context, a catalog.BuildLogsArgs) (io.ReadCloser, error) {
-		in, err := r.API.Stream(ctx, r.by, r.call.Op, &a)
+		in, err := r.API.Stream(ctx, r.by, r.call.Op, &a, r.call.Options.Stale)
 		if err != nil && !opened {
 			stop()
 		}

@@ -320,9 +320,9 @@ func (f *Fleet) env(by fleet.Principal, o *op.Op) (op.Env, error) {
 	return op.Env{View: f.st.Publish(), Now: f.st.Clock, Caller: caller, Node: "n1", World: world{f: f}, Ops: f.Registry}, nil
 }
 
-// Stream is bot.API's.
-func (f *Fleet) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any) (io.ReadCloser, error) {
-	if _, err := f.trouble(ctx, o); err != nil {
+// Stream is bot.API's. A stale one is answered without a leader.
+func (f *Fleet) Stream(ctx context.Context, by fleet.Principal, o *op.Op, args any, stale bool) (io.ReadCloser, error) {
+	if _, err := f.trouble(ctx, o); err != nil && !(stale && fleet.CodeOf(err) == fleet.CodeUnavailable) {
 		return nil, err
 	}
 	f.mu.Lock()
