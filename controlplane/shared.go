@@ -411,6 +411,7 @@ func (w *world) verifyPresent(ctx context.Context, e stretch, anchors []archive.
 	if err != nil {
 		return op.Checked{Where: sharedWhere, Err: fleet.AsError(err)}
 	}
+	st, ok := w.shared.status() // before it is read: more is delivered meanwhile
 	head, err := a.Head(ctx)
 	if err != nil {
 		return op.Checked{Where: sharedWhere, Err: fleet.AsError(err)}
@@ -428,7 +429,7 @@ func (w *world) verifyPresent(ctx context.Context, e stretch, anchors []archive.
 	}
 	report, err := a.Verify(ctx, 0, met...)
 	c := checked(sharedWhere, report, err)
-	if st, ok := w.shared.status(); ok && err == nil && st.Head.N > report.Last {
+	if ok && err == nil && st.Head.N > report.Last {
 		c.Err = fleet.Conflictf("audit log is not intact: truncated: it was delivered up to entry %d, and ends at entry %d", st.Head.N, report.Last)
 	}
 	if last := w.archive.Last(); err == nil && last > report.Last {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"footplate/cli"
+	"footplate/controlplane/archive/postgres"
 	"footplate/controlplane/catalog"
 	"footplate/controlplane/certs"
 	"footplate/controlplane/client"
@@ -93,8 +94,14 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if _, _, err := slackSettings(); err != nil {
 		return err
 	}
-	if _, err := cli.Secret(envPostgres); err != nil {
+	if url, err := cli.Secret(envPostgres); err != nil {
 		return err
+	} else if url != "" {
+		a, err := postgres.New(url, "-") // it calls nobody
+		if err != nil {
+			return err
+		}
+		a.Close()
 	}
 	if d.data == "" {
 		if d.data, err = os.MkdirTemp("", "footplate-dev-"); err != nil {
