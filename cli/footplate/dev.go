@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -351,7 +352,7 @@ func (d *dev) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_, err = c.Do(ctx, call.Op, call.Args, client.Options{Reason: "footplate dev starts"})
+		_, err = c.Do(ctx, call.Op, call.Args, client.Options{Reason: "footplate dev starts", Confirm: "yes"})
 		return err
 	}
 	if err := d.until(ctx, "the nodes", func() (string, bool) {
@@ -369,20 +370,23 @@ func (d *dev) prepare(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := do("org set demo --slots 64"); err != nil {
+	var pools []catalog.PoolRow
+	if err := d.query(ctx, c, ops, "pool list", &pools); err != nil {
 		return err
 	}
-	err = do(fmt.Sprintf("pool create local --provider local --size %d --slots %d --fence-after %s --suspect-after %s",
-		d.hosts, d.slots, d.fence, d.suspect))
-	if fleet.CodeOf(err) == fleet.CodeConflict { // it is there, from an earlier time
-		err = do(fmt.Sprintf("pool scale local %d", d.hosts))
-		if err == nil {
-			// The state clock stood still since then, and all nodes have this machine's.
-			err = do(catalog.ClusterClockStep.Name)
+	lines := []string{
+		"org set demo --slots 64",
+		fmt.Sprintf("pool create local --provider local --size %d --slots %d --fence-after %s --suspect-after %s", d.hosts, d.slots, d.fence, d.suspect),
+	}
+	if slices.ContainsFunc(pools, func(p catalog.PoolRow) bool { return p.Name == "local" }) {
+		// From an earlier time. The state clock stood still since, and all nodes have
+		// this machine's.
+		lines = []string{catalog.ClusterClockStep.Name, fmt.Sprintf("pool scale local %d", d.hosts)}
+	}
+	for _, line := range lines {
+		if err := do(line); err != nil {
+			return err
 		}
-	}
-	if err != nil {
-		return err
 	}
 	return d.until(ctx, "the hosts", func() (string, bool) {
 		var rows []catalog.PoolRow

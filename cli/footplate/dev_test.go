@@ -85,6 +85,16 @@ func TestDevWithSlackAndPostgres(t *testing.T) {
 		t.Errorf("audit verify: %v: %s", err, out)
 	}
 	d.end()
+
+	// The next day it goes on, with the clock of that day.
+	cmd := exec.Command(d.cmd.Path, d.cmd.Args[1:]...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = d.cmd.Env, &d.out, &d.out
+	d.cmd = cmd
+	d.start()
+	if out, err := run("audit", "search", "--op", "cluster clock step", "-o", "name"); err != nil || strings.TrimSpace(out) == "" {
+		t.Errorf("the state clock is not set when it starts again: %v: %s", err, out)
+	}
+	d.end()
 	if said := d.out.String(); strings.Contains(said, "died") {
 		t.Errorf("a node died:\n%s", said)
 	}
@@ -146,9 +156,6 @@ func startDev(t *testing.T, env []string) *devRun {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
 		if d.cmd.ProcessState == nil {
 			d.end()
@@ -161,12 +168,22 @@ func startDev(t *testing.T, env []string) *devRun {
 		}
 		_ = os.RemoveAll(dir)
 	})
+	d.start()
+	return d
+}
+
+// start starts it, and waits until it is up.
+func (d *devRun) start() {
+	d.t.Helper()
+	before := len(d.out.String())
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
 	said := regexp.MustCompile(`(?m)^export (FOOTPLATE_ADDR=\S+) (FOOTPLATE_TOKEN=\S+)$`)
-	if !eventually(90*time.Second, func() bool { d.env = said.FindStringSubmatch(d.out.String()); return d.env != nil }) {
-		t.Fatalf("footplate dev does not come up:\n%s", d.out.String())
+	if !eventually(90*time.Second, func() bool { d.env = said.FindStringSubmatch(d.out.String()[before:]); return d.env != nil }) {
+		d.t.Fatalf("footplate dev does not come up:\n%s", d.out.String())
 	}
 	d.env = d.env[1:]
-	return d
 }
 
 // end ends it as Ctrl-C does.
