@@ -118,6 +118,40 @@ func TestOwner(t *testing.T) {
 	a.Close()
 }
 
+// A database of another taste: nothing depends on how its sessions write times and
+// texts, in which zone they are, and where they look for names.
+func TestOtherDefaults(t *testing.T) {
+	db := server.Database(t)
+	for _, set := range []string{
+		"datestyle = 'SQL, DMY'", "timezone = 'Pacific/Kiritimati'", "standard_conforming_strings = off", "bytea_output = 'escape'",
+		"search_path = 'nowhere'", "default_transaction_isolation = 'serializable'", "extra_float_digits = -5",
+	} {
+		server.Exec(t, "postgres", fmt.Sprintf("ALTER DATABASE %s SET %s", db, set))
+	}
+	ctx := within(t)
+	a := opened(t, server.URL(db), "c1")
+	entries := chained("", 1, 1000) // on both sides of a month's end, in UTC
+	ok(t, a.Put(ctx, entries))
+	e := &entries[13]
+	for _, f := range []string{"by", "args", "reason", "text"} {
+		ok(t, e.Erase(f))
+		ok(t, a.Erase(ctx, e))
+	}
+	equal(t, stored(t, db, "c1"), entries)
+	_, err := a.Verify(ctx, 0)
+	ok(t, err)
+	var november, december int
+	ok(t, a.pool.QueryRow(ctx, "SELECT (SELECT count(*) FROM footplate.entries WHERE at < '2026-12-01T00:00:00Z'), (SELECT count(*) FROM footplate.entries WHERE at >= '2026-12-01T00:00:00Z')").
+		Scan(&november, &december))
+	server.Exec(t, db, "SELECT footplate.drop_months_before('2026-12-24')")
+	got := stored(t, db, "c1")
+	if november != 599 || december != 401 || len(got) != december {
+		t.Errorf("%d in November, %d in December; %d are left of both", november, december, len(got))
+	}
+	_, err = opened(t, server.URL(db), "c1").Verify(ctx, 0)
+	ok(t, err)
+}
+
 // Many nodes that start at once make the tables once, however the database
 // isolates transactions as a rule.
 func TestMigrateTogether(t *testing.T) {

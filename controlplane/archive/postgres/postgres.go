@@ -92,8 +92,10 @@ func New(url, cluster string) (*Archive, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "footplate"
 	}
 	// What waits for a lock must see afterwards what the one before it has stored,
-	// whatever is the default of the database or of the user.
+	// and the functions mean what they say, whatever are the defaults of the database
+	// or of the user.
 	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
+	config.ConnConfig.RuntimeParams["standard_conforming_strings"] = "on"
 	return &Archive{cluster: cluster, config: config, lookBack: lookBack, months: make(map[time.Time]struct{})}, nil
 }
 
