@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -527,11 +528,24 @@ func (p *proxy) set(cut bool) {
 	}
 }
 
+// givenAddrs are the addresses that freeAddr has returned.
+var givenAddrs sync.Map
+
+// freeAddr returns an address that nobody listens at. Its port is below those that
+// outgoing connections are given: one of them would take it before it is used.
 func freeAddr(t testing.TB, host string) string {
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
+	t.Helper()
+	for range 1000 {
+		addr := net.JoinHostPort(host, strconv.Itoa(20_000+rand.IntN(12_000)))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		_ = l.Close()
+		if _, given := givenAddrs.LoadOrStore(addr, true); !given {
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no port of %s is free", host)
+	return ""
 }
