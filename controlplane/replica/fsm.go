@@ -239,6 +239,9 @@ func (a *arrivals) note(first, last uint64, at time.Time) {
 	for n := len(a.runs); n > 0 && a.runs[n-1].first >= first; n-- {
 		a.runs = a.runs[:n-1]
 	}
+	if n := len(a.runs); n > 0 {
+		a.runs[n-1].last = min(a.runs[n-1].last, first-1)
+	}
 	a.runs = append(a.runs, arrival{first, last, at})
 }
 

@@ -919,6 +919,29 @@ func TestLeaderAppliedLate(t *testing.T) {
 	})
 }
 
+// TestArrivals: what replaces the end of a log came when it came, and not when
+// that end did: the clock would gain on true time.
+func TestArrivals(t *testing.T) {
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	var a arrivals
+	a.note(5, 8, at(1))
+	a.note(9, 9, at(2))
+	a.note(7, 7, at(3)) // of another leader
+	a.note(8, 10, at(4))
+	for index, want := range map[uint64]int{5: 1, 6: 1, 7: 3, 8: 4, 10: 4} {
+		b := arrivals{runs: slices.Clone(a.runs)}
+		if got := b.of(index); got != at(want) {
+			t.Errorf("entry %d came at %s, want %s", index, got, at(want))
+		}
+	}
+	if a.of(10); len(a.runs) != 1 {
+		t.Errorf("what was applied is remembered: %v", a.runs)
+	}
+	if got := a.of(4); time.Since(got) > time.Minute {
+		t.Errorf("of what was there before nothing is known, but %s", got)
+	}
+}
+
 func TestStoppingLeaderHandsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
