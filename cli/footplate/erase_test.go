@@ -269,10 +269,12 @@ func TestEraseUnderFaults(t *testing.T) {
 	grows()
 	stop.Store(true)
 	load.Wait()
+	// Of Slack it says so later: the next leader waits until no call of the last can
+	// land any more, and edits again.
 	r.wait(60*time.Second, "audit show to say that it is gone", func() bool {
 		var d catalog.EntryDetail
 		return r.json(&d, "audit", "show", entry) == nil && len(d.Erasure) == 5 &&
-			!slices.ContainsFunc(d.Erasure, func(at op.ErasedAt) bool { return !at.Done })
+			!slices.ContainsFunc(d.Erasure, func(at op.ErasedAt) bool { return !at.Done && at.Where != "slack" })
 	})
 	r.delivered()
 	if left := r.holders(t); len(left) > 0 {
