@@ -69,7 +69,8 @@ func TestDevWithSlackAndPostgres(t *testing.T) {
 	}
 	if !eventually(60*time.Second, func() bool {
 		for _, m := range s.Messages(opsChannel) {
-			if strings.Contains(m.Text, `made org "from-slack"`) {
+			// With its number: the answer to the command has it too.
+			if strings.Contains(m.Text, `made org "from-slack"`) && strings.Contains(m.Text, "[#") {
 				return true
 			}
 		}
