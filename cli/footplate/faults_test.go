@@ -246,6 +246,7 @@ func digestsAgree(p *plant) bool {
 // TestNoQuorum: every process lives, and for a while no two nodes can talk
 // Raft. No build is killed, and what ended meanwhile is reported afterwards.
 func TestNoQuorum(t *testing.T) {
+	t.Parallel()
 	p := startPlant(t, plantConfig{nodes: 3, hosts: 2, slots: 2, fence: "4s", suspect: "2s"})
 	long := 15 * time.Second
 	if rounds() > 1 {

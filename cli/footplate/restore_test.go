@@ -73,6 +73,7 @@ func (p *plant) runsOn(id fleet.BuildID) int {
 // knows less than the hosts do; the record goes on and verifies, here and in
 // Postgres, where what was lost stands too.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	pg, err := postgrestest.New()
 	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
 		t.Skip(err)
@@ -82,8 +83,7 @@ func TestRestore(t *testing.T) {
 	}
 	t.Cleanup(pg.Close)
 	url := pg.URL(pg.Database(t))
-	t.Setenv("FOOTPLATE_POSTGRES_URL", url)
-	p := startPlant(t, plantConfig{nodes: 3, hosts: 3, slots: 2, fence: "6s", suspect: "3s"})
+	p := startPlant(t, plantConfig{nodes: 3, hosts: 3, slots: 2, fence: "6s", suspect: "3s", env: []string{envPostgres + "=" + url}})
 	r := &record{plant: p, pg: pg, url: url}
 	m := newMarks(t)
 	began := p.submit(m, 20)
