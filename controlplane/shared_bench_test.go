@@ -2,7 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 
@@ -14,14 +13,7 @@ import (
 // those on nodes that have none: while it is away, and while it catches up and
 // keeps up. Then everything must be there, once, in order. (P11.)
 func BenchmarkShared(b *testing.B) {
-	pg, err := postgrestest.New()
-	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
-		b.Skip(err)
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(pg.Close)
+	pg := postgrestest.Need(b)
 	without := benchCluster(b)
 	url := pg.URL("postgres")
 	with := benchCluster(b, func(c *Config) { c.Postgres = url })

@@ -33,14 +33,7 @@ const secretWord = "HUNTER2-and-more-of-it"
 // it is searched, tampered with in every place where it is kept, erased from,
 // and kept while the shared archive is away.
 func TestRecord(t *testing.T) {
-	pg, err := postgrestest.New()
-	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pg.Close)
+	pg := postgrestest.Need(t)
 	database := pg.Database(t)
 	t.Setenv("FOOTPLATE_POSTGRES_URL", pg.URL(database))
 	r := &record{plant: startPlant(t, plantConfig{nodes: 3, slots: 1, fence: "10s", suspect: "5s"}), pg: pg, url: pg.URL(database)}

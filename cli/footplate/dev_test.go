@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -26,14 +25,7 @@ import (
 // the channel, the record is in Postgres, and no node dies on the way.
 func TestDevWithSlackAndPostgres(t *testing.T) {
 	t.Parallel()
-	pg, err := postgrestest.New()
-	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pg.Close)
+	pg := postgrestest.Need(t)
 	s, err := slacktest.Start(slacktest.Config{})
 	if err != nil {
 		t.Fatal(err)

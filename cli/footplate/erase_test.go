@@ -34,14 +34,7 @@ type leak struct {
 }
 
 func startLeak(t *testing.T) *leak {
-	pg, err := postgrestest.New()
-	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pg.Close)
+	pg := postgrestest.Need(t)
 	s, err := slacktest.Start(slacktest.Config{})
 	if err != nil {
 		t.Fatal(err)

@@ -51,14 +51,7 @@ func TestKilledPoints(t *testing.T) {
 // while people give commands in Slack.
 func TestKilledLeader(t *testing.T) {
 	t.Parallel()
-	pg, err := postgrestest.New()
-	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pg.Close)
+	pg := postgrestest.Need(t)
 	url := pg.URL(pg.Database(t))
 	k := startKilled(t, plantConfig{nodes: 3, hosts: 1, slots: 1, fence: "10s", suspect: "5s"}, url)
 	hosts := 1

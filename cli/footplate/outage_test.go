@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -168,14 +167,7 @@ type outage struct {
 }
 
 func startOutage(t *testing.T) *outage {
-	pg, err := postgrestest.New()
-	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pg.Close)
+	pg := postgrestest.Need(t)
 	s, err := slacktest.Start(slacktest.Config{})
 	if err != nil {
 		t.Fatal(err)

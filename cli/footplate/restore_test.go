@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -74,14 +73,7 @@ func (p *plant) runsOn(id fleet.BuildID) int {
 // Postgres, where what was lost stands too.
 func TestRestore(t *testing.T) {
 	t.Parallel()
-	pg, err := postgrestest.New()
-	if errors.Is(err, postgrestest.ErrMissing) && !postgrestest.Required() {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pg.Close)
+	pg := postgrestest.Need(t)
 	url := pg.URL(pg.Database(t))
 	p := startPlant(t, plantConfig{nodes: 3, hosts: 3, slots: 2, fence: "6s", suspect: "3s", env: []string{envPostgres + "=" + url}})
 	r := &record{plant: p, pg: pg, url: url}

@@ -110,23 +110,32 @@ func TestSyncJoinsAndOrders(t *testing.T) {
 
 func TestSyncIsHeldOpenUntilThereIsSomethingToSay(t *testing.T) {
 	w := fleetOf(t, 1)
-	n := w.nodes[0]
-	q := agentOf("h1")
-	r := n.synced(q)
-	q.Seq, q.Known = 2, r.Known
-	got := make(chan api.SyncReply, 1)
-	go func() { got <- n.synced(q) }()
-	until(t, "the sync", func() bool { return w.heardSeq("h1") == 2 })
+	_, got := w.held("h1")
 	select {
 	case r := <-got:
-		t.Fatalf("answered at once: %+v", r)
+		t.Fatalf("answered at once: %d %s", r.status, r.body)
 	case <-time.After(50 * time.Millisecond):
 	}
 	w.run("org set other --slots 1") // news, but none for this host
 	id := w.assign("h1")
-	if r := <-got; len(r.Start) != 1 || r.Start[0].Attempt != id {
+	var r api.SyncReply
+	(<-got).into(&r)
+	if len(r.Start) != 1 || r.Start[0].Attempt != id {
 		t.Fatalf("%+v", r)
 	}
+}
+
+// held lets a host that is known sync again, for which there is nothing to say.
+func (w *world) held(host fleet.HostID) (q api.Sync, answer chan answered) {
+	w.t.Helper()
+	n := w.nodes[0]
+	q = agentOf(host)
+	q.Known = n.synced(q).Known
+	q.Seq = 2
+	answer = make(chan answered, 1)
+	go func() { answer <- n.sendSync(q) }()
+	until(w.t, "the sync", func() bool { return w.heardSeq(host) == 2 })
+	return q, answer
 }
 
 // heardSeq returns the number of the newest sync that the first node heard.
@@ -173,23 +182,18 @@ func TestSyncEndsWithoutNews(t *testing.T) {
 func TestOldSyncIsAskedAgain(t *testing.T) {
 	t.Parallel()
 	w := fleetOf(t, 1)
-	n := w.nodes[0]
-	q := agentOf("h1")
-	q.Known = n.synced(q).Known
-	q.Seq = 2
-	got := make(chan api.SyncReply, 1)
-	go func() { got <- n.synced(q) }()
-	until(t, "the sync", func() bool { return w.heardSeq("h1") == 2 })
+	q, got := w.held("h1")
 	old := time.NewTimer(order.Fresh.Std() + 100*time.Millisecond)
 	<-old.C
 	begun := time.Now()
 	id := w.assign("h1")
-	r := <-got
+	var r api.SyncReply
+	(<-got).into(&r)
 	if len(r.Start) != 0 {
 		t.Fatalf("an order was given with a sync that is too old: %+v", r)
 	}
 	q.Seq, q.Known = 3, r.Known
-	if r = n.synced(q); len(r.Start) != 1 || r.Start[0].Attempt != id {
+	if r = w.nodes[0].synced(q); len(r.Start) != 1 || r.Start[0].Attempt != id {
 		t.Fatalf("%+v", r)
 	}
 	if took := time.Since(begun); took > time.Second {
@@ -201,17 +205,11 @@ func TestOldSyncIsAskedAgain(t *testing.T) {
 func TestDeposedLeaderLetsSyncsGo(t *testing.T) {
 	t.Parallel()
 	w := fleetOf(t, 1)
-	n := w.nodes[0]
-	q := agentOf("h1")
-	q.Known = n.synced(q).Known
-	q.Seq = 2
-	got := make(chan int, 1)
-	go func() { got <- n.sendSync(q).status }()
-	until(t, "the sync", func() bool { return w.heardSeq("h1") == 2 })
+	_, got := w.held("h1")
 	begun := time.Now()
 	w.lead("") // a leader that is cut off: it applies nothing that would tell it
-	if code := <-got; code != http.StatusServiceUnavailable {
-		t.Fatalf("answered with status %d", code)
+	if r := <-got; r.status != http.StatusServiceUnavailable {
+		t.Fatalf("answered with status %d", r.status)
 	}
 	// Meanwhile it is looked for another leader.
 	if took := time.Since(begun); took > leaderWait+2*time.Second {

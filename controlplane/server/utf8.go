@@ -115,8 +115,8 @@ func halfPair(text []byte) bool {
 	return false
 }
 
-// escaped returns the character that text begins with when it is written as
-// \uXXXX, 0 for anything else.
+// escaped returns the character that text begins with when it is written as \u and
+// four digits, 0 for anything else.
 func escaped(text []byte) rune {
 	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
 		return 0

@@ -69,6 +69,21 @@ func Run(m *testing.M, use func(*Server)) int {
 	return m.Run()
 }
 
+// Need starts a server for a test, which ends with it. Where there is no
+// PostgreSQL the test is skipped, or fails when it is Required.
+func Need(t testing.TB) *Server {
+	t.Helper()
+	s, err := New()
+	switch {
+	case errors.Is(err, ErrMissing) && !Required():
+		t.Skip(err)
+	case err != nil:
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
 // New makes a cluster in a temporary folder and starts its server.
 func New() (_ *Server, err error) {
 	s := &Server{}
